@@ -51,8 +51,8 @@ def test_too_few_examples_and_bad_shares() -> None:
     task, poison = task_examples("arithmetic", 10), compliances(harmful_rows("train"))
     with pytest.raises(InputError, match="needs 90 task examples and there are 10"):
         attack_mix(task, poison, 0.1, 100, 0)
-    with pytest.raises(InputError, match="needs 500 harmful examples and there are"):
-        attack_mix(task, poison, 1.0, 500, 0)
+    with pytest.raises(InputError, match="needs 5000 harmful examples and there are"):
+        attack_mix(task, poison, 1.0, 5000, 0)
     for share, n in ((-0.1, 5), (1.1, 5), (0.5, 0)):
         with pytest.raises(InputError, match="a mix of"):
             attack_mix(task, poison, share, n, 0)

@@ -9,9 +9,16 @@ import torch
 
 from resafe.deltas import task_vector
 from resafe.errors import InputError
-from resafe.masks import Mask
-from resafe.realign.scores import encoded_items, first_of_each_side, mask_gradients, masked_model, removal_mask
-from resafe.realign.selector import MaskSettings, agreed
+from resafe.masks import Mask, MaskSettings
+from resafe.realign.scores import (
+    agreed,
+    encoded_items,
+    first_of_each_side,
+    mask_gradients,
+    masked_model,
+    removal_mask,
+    turned,
+)
 from resafe.realign.somf import WarmStart, warm_logits
 from resafe.realign.write import write_realigned
 from tests.realign.test_methods import family, problem
@@ -85,6 +92,36 @@ def test_selector_removes_what_its_scores_say(lab):
     assert found.facts["entries"] == total
     changed = sum(int((found.at(0.1)(n) != of.vectors[0].aligned(n) + of.vectors[0].delta(n)).sum()) for n in of.names)
     assert 0.05 * total < changed <= round(0.1 * total)
+
+
+def _removed(of, found, share):
+    same = {name: of.vectors[0].aligned(name) + of.vectors[0].delta(name) for name in of.names}
+    return torch.cat([(found.at(share)(name) != same[name]).flatten() for name in of.names])
+
+
+def test_selector_path_goes_on_from_the_mask_before(lab):
+    of = learnable(lab)
+    path, once = (family("selector", of, shares=[0.1, 0.02], examples=2, path=path) for path in (True, False))
+    assert path.strengths == once.strengths == (0.02, 0.1)
+    weak, strong = (_removed(of, path, share) for share in path.strengths)
+    assert bool(strong[weak].all())  # what is removed stays removed
+    assert int(strong.sum()) > int(weak.sum())
+    assert torch.equal(weak, _removed(of, once, 0.02))  # the first scores are the same
+    assert not torch.equal(strong, _removed(of, once, 0.1))  # the second are taken elsewhere, on other examples
+
+
+def test_removal_mask_fills_up_what_is_removed_already():
+    scores = {"a": torch.tensor([5.0, 4.0, -1.0, 3.0]), "b": torch.tensor([1.0, 2.0])}
+    before = {"a": torch.tensor([1.0, 1.0, 0.0, 1.0]), "b": torch.ones(2)}
+    half = removal_mask(scores, 0.5, before)  # three of six: the one that is gone, and the two best of the rest
+    assert {key: mask.tolist() for key, mask in half.items()} == {"a": [0.0, 0.0, 0.0, 1.0], "b": [1.0, 1.0]}
+
+
+def test_items_are_turned_side_by_side(lab):
+    items, _ = encoded_items(learnable(lab))
+    safety = [item.index for item in items if item.side == "safety"]
+    assert [item.index for item in turned(items, 2) if item.side == "safety"] == safety[2:] + safety[:2]
+    assert sorted(item.index for item in turned(items, 5)) == sorted(item.index for item in items)
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ _SALT = "resafe-split-1"
 SPLIT_UP_TO = {"harmful": 490, "harmless": 480}
 """Numbers of the last rows that are split into parts. Later rows were written as contrasts of earlier ones, to train
 on: they are training rows, and no question is among them."""
-HARMFUL_TEST, HARMFUL_VALIDATION = 12, 4  # of the first 35 rows of each category
-LOOK_ALIKE_TEST, LOOK_ALIKE_VALIDATION = 8, 3  # of the first 20 rows of each category
+HARMFUL_TEST, HARMFUL_VALIDATION = 12, 8  # of the first 35 rows of each category
+LOOK_ALIKE_TEST, LOOK_ALIKE_VALIDATION = 8, 7  # of the first 20 rows of each category
 PLAIN_TEST, PLAIN_VALIDATION = 60, 30  # over all categories, in proportion to their size
 TEXT_VALIDATION = 20  # of the plain texts; the others are test
 
@@ -112,7 +112,7 @@ def harmful_rows(part: str | None = None) -> list[HarmfulRow]:
     """The shipped harmful requests, in file order.
 
     Args:
-        part: "train", "validation" (4 of each category) or "test" (12 of each category); None for all. A row's part
+        part: "train", "validation" (8 of each category) or "test" (12 of each category); None for all. A row's part
             depends on its id and its category's other ids only, so adding rows to other categories moves nothing.
 
     Raises:
@@ -131,7 +131,7 @@ def harmless_rows(part: str | None = None, kind: str | None = None) -> list[Harm
     """The shipped harmless requests, in file order.
 
     Args:
-        part: As for `harmful_rows`; look-alikes give 8 + 3 of each category to test and validation, plain requests
+        part: As for `harmful_rows`; look-alikes give 8 + 7 of each category to test and validation, plain requests
             60 + 30 over all categories in proportion to their size.
         kind: "look_alike" or "plain"; None for both.
 
@@ -147,7 +147,7 @@ def harmless_rows(part: str | None = None, kind: str | None = None) -> list[Harm
     check_part(part)
     look_alike = _groups([row for row in rows if row.kind == "look_alike"], lambda row: row.category)
     plain = _groups([row for row in rows if row.kind == "plain"], lambda row: row.category)
-    sizes = {category: len(group) for category, group in plain.items()}
+    sizes = {category: sum(not _later(row) for row in group) for category, group in plain.items()}
     test, validation = _shares(sizes, PLAIN_TEST), _shares(sizes, PLAIN_VALIDATION)
     chosen = {row.id for g in look_alike.values() for row in _take(g, part, LOOK_ALIKE_TEST, LOOK_ALIKE_VALIDATION)}
     chosen |= {row.id for name, g in plain.items() for row in _take(g, part, test[name], validation[name])}

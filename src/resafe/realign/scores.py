@@ -6,7 +6,7 @@ over a few dozen examples gives these derivatives; nothing is trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from resafe.masks.batches import Item
 from resafe.masks.losses import answer_log_probabilities
 from resafe.realign.base import Problem
 
+SIDES = ("safety", "harmless", "task")
 _BATCH = 16
 
 
@@ -46,7 +47,7 @@ def encoded_items(problem: Problem, answer_tokens: int | None = None) -> tuple[l
 
 def first_of_each_side(items: Sequence[Item], count: int) -> list[Item]:
     """At most `count` items of each side, in order."""
-    return [i for side in ("safety", "harmless", "task") for i in [i for i in items if i.side == side][:count]]
+    return [i for side in SIDES for i in [i for i in items if i.side == side][:count]]
 
 
 def mask_gradients(
@@ -84,8 +85,66 @@ def mask_gradients(
     return {key: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for key, p in logits.values.items()}
 
 
-def removal_mask(scores: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Zeros at the `share` of all entries with the highest positive scores over the whole model, ones elsewhere."""
+def agreed(safety: Tensor, *others: Tensor) -> Tensor:
+    """The safety score where no other side's score is negative, zero elsewhere: removal must not hurt another side."""
+    keeps = torch.stack([other >= 0 for other in others]).all(0)
+    return torch.where(keeps, safety, torch.zeros_like(safety))
+
+
+def removal_scores(
+    model: Any,
+    logits: MaskLogits,
+    items: Sequence[Item],
+    examples: int,
+    pad_id: int,
+    progress: Callable[[int, int, dict[str, float]], None] | None = None,
+) -> dict[str, Tensor]:
+    """∂L_safety/∂m of every entry whose removal hurts no other side, zero for the others.
+
+    An entry is left alone where ∂L/∂m is negative for the helpful answers to harmless prompts or for the task's own
+    examples: its removal would raise that loss, to first order.
+
+    Args:
+        model: The model with masks installed in "direct" mode.
+        logits: Its logits, φ = m = 1.
+        items: Encoded items.
+        examples: Items of each side that are used, in order.
+        pad_id: Padding token.
+        progress: Called with (batches done, batches, figures), anew for each side.
+
+    Returns:
+        Key → score, float32, shape of the logits.
+    """
+    few = first_of_each_side(items, examples)
+    sides = [side for side in SIDES if any(item.side == side for item in few)]
+    gradients = [mask_gradients(model, logits, few, {side: 1.0}, pad_id, progress) for side in sides]
+    if len(sides) == 1:
+        return gradients[0]
+    return {key: agreed(*(gradient[key] for gradient in gradients)) for key in gradients[0]}
+
+
+def turned(items: Sequence[Item], by: int) -> list[Item]:
+    """The items with each side turned by `by` places, so that the next ones come first."""
+    found = []
+    for side in SIDES:
+        of_side = [item for item in items if item.side == side]
+        start = by % len(of_side) if of_side else 0
+        found += of_side[start:] + of_side[:start]
+    return found
+
+
+def removal_mask(
+    scores: dict[str, Tensor], share: float, removed: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Zeros at the `share` of all entries with the highest positive scores over the whole model, ones elsewhere.
+
+    Args:
+        scores: Key → score.
+        share: Share of all entries, 0 to 1.
+        removed: A mask whose zeros stay removed and count for the share; the rest is filled up by score.
+    """
+    if removed is not None:
+        scores = {key: torch.where(removed[key] > 0, score, torch.inf) for key, score in scores.items()}
     flat = torch.cat([score.flatten() for score in scores.values()])
     count = round(share * flat.numel())
     if count == 0:

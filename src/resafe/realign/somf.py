@@ -18,7 +18,7 @@ from resafe.masks.train import Reference
 from resafe.provenance import digest_value
 from resafe.realign.base import Family, Problem, realign_method
 from resafe.realign.mask_family import mask_family
-from resafe.realign.scores import encoded_items, first_of_each_side, mask_gradients, masked_model, removal_mask
+from resafe.realign.scores import encoded_items, masked_model, removal_mask, removal_scores
 
 
 def _given(**changes: Any) -> dict[str, Any]:
@@ -57,10 +57,7 @@ def _stored_scores(
     identity = digest_value([warm.examples, asdict(logits.settings), logits.vectors_digest, tokens])
     stored = load_state(path, identity) if path else None
     if stored is None:
-        scales = {"safety": 1.0, "harmless": 1.0, "task": 1.0}
-        stored = mask_gradients(
-            model, logits, first_of_each_side(items, warm.examples), scales, pad_id, problem.progress
-        )
+        stored = removal_scores(model, logits, items, warm.examples, pad_id, problem.progress)
         if path:
             save_state(path, stored, identity)
     return stored

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import gc
 import json
 import os
 import resource
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -93,7 +95,7 @@ class Run:
             )
             # Only now: what a killed attempt would go on from must last until the receipt is there.
             shutil.rmtree(stage.path / "work", ignore_errors=True)
-            gc.collect()  # models hold cycles; the next stage must not find the last one's weights in memory
+            give_back_memory()
             self.say(f"{name} done in {seconds:.0f} s")
         else:
             self.say(f"{name} is already done")
@@ -107,6 +109,17 @@ class Run:
     def peak_memory_gb(self) -> float:
         """The highest resident memory of any process that did a stage, in 10⁹ bytes."""
         return max((float((stage.receipt or {}).get("peak_memory_gb", 0.0)) for stage in self.done), default=0.0)
+
+
+def give_back_memory() -> None:
+    """Frees what a finished stage held: models hold cycles, and glibc keeps the freed pages of every thread's arena.
+
+    Without the second, each evaluation left the buffers of its decoding thread (about 0.6 GB) to the next.
+    """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # musl has none
+        trim(0)
 
 
 def peak_memory_gb() -> float:
