@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
+from random import Random
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from resafe.errors import InputError
 from resafe.masks import Encoded, answer_log_probabilities, encode_items, preference_loss
 from resafe.masks.batches import Batches, Item
+from resafe.masks.losses import length_groups
 from tests.evals.tiny import tiny_model, tiny_tokenizer
 from tests.tiny import KEEP, PAIRS
 
@@ -30,6 +33,38 @@ def test_ragged_batch_against_one_at_a_time():
         assert found == pytest.approx(wanted, abs=1e-4)
     other_padding, _ = answer_log_probabilities(model, batch, 60)
     torch.testing.assert_close(sums, other_padding)
+
+
+def test_groups_of_a_batch_change_nothing_but_the_cost():
+    model = tiny_model(initializer_range=0.2)
+    batch = [Encoded(tuple(range(30, 30 + n)), (20, 21)[: 1 + n % 2]) for n in (3, 18, 4, 17, 3)]
+    together, lengths = answer_log_probabilities(model, batch, 1, pass_cost=1000)
+    apart, _ = answer_log_probabilities(model, batch, 1, pass_cost=0)
+    torch.testing.assert_close(apart, together)
+    assert lengths.tolist() == [2, 1, 1, 2, 2]
+
+
+def test_length_groups_by_hand():
+    lengths = [10, 90, 12, 80, 10]
+    assert length_groups(lengths, 20) == [[0, 2, 4], [1, 3]]  # 3·12 + 2·90 + 2·20 = 256
+    assert length_groups(lengths, 300) == [[0, 1, 2, 3, 4]]  # 450 + 300, against 816 for two passes
+    assert length_groups(lengths, 0) == [[0, 4], [2], [3], [1]]  # equal lengths together, nothing padded
+    assert length_groups([7], 64) == [[0]]
+
+
+def test_length_groups_against_every_partition():
+    random = Random(0)
+    for _ in range(20):
+        lengths = sorted(random.randint(1, 60) for _ in range(7))
+        cuts = [[end for end in range(1, 7) if bits >> end & 1] for bits in range(0, 128, 2)]
+        costs = []
+        for cut in cuts:
+            edges = [0, *cut, 7]
+            parts = [lengths[a:b] for a, b in pairwise(edges)]
+            costs.append(sum(len(part) * part[-1] + 30 for part in parts))
+        groups = length_groups(lengths, 30)
+        assert sorted(row for group in groups for row in group) == list(range(7))
+        assert sum(len(g) * max(lengths[row] for row in g) + 30 for g in groups) == min(costs)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,15 @@ def test_moments_and_open_interval():
     assert bool(torch.logit(drawn).isfinite().all())
 
 
+def test_chunks_do_not_show(monkeypatch):
+    import resafe.tensors.random as module
+
+    whole = uniform((1000,), 3, "c")
+    monkeypatch.setattr(module, "_CHUNK", {"cpu": 64, "other": 64})
+    assert torch.equal(uniform((1000,), 3, "c"), whole)
+    assert torch.equal(uniform((300,), 3, "c", start=555), whole[555:855])
+
+
 def test_names_and_seeds_are_independent():
     draws = [uniform((100_000,), *key) for key in ((0, "a"), (0, "b"), (1, "a"), (0, "a", ""))]
     correlations = torch.corrcoef(torch.stack(draws)) - torch.eye(4)
@@ -66,7 +75,8 @@ def test_names_and_seeds_are_independent():
 def test_extremes_of_the_bits_stay_inside_the_interval(monkeypatch):
     import resafe.tensors.random as module
 
-    monkeypatch.setattr(module, "_bits", lambda *_: torch.tensor([0, -1, (1 << 63) - 1]))  # all zeros, all ones
+    bits = torch.tensor([0, (1 << 53) - 1, (1 << 52) - 1])  # all zeros, all ones
+    monkeypatch.setattr(module, "_mix", lambda *_: bits)
     low, high, half = uniform((3,), 0, "x").tolist()
     assert low == pytest.approx(1e-7)
     assert high == 1 - 2**-24  # the largest float32 below 1

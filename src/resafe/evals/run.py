@@ -47,7 +47,7 @@ def evaluate_model(
         log_dir: Where Inspect's logs go, one file a set; made if missing.
         max_new_tokens: Most tokens of an answer, in place of each set's own bound; None keeps those.
         batch_size: Most prompts that are decoded together.
-        progress: Called with (answers done, questions in all) from another thread.
+        progress: Called with (answers done, questions in all).
 
     Returns:
         One record a question, in the order of `sets` and of their questions.

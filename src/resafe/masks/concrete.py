@@ -94,7 +94,7 @@ def relaxed_draw(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
         noise: u in (0, 1), same shape.
         temperature: T > 0.
     """
-    return torch.sigmoid((logits + torch.logit(noise)) / temperature)
+    return (logits + torch.logit(noise)).div_(temperature).sigmoid_()  # in place: memory traffic is the cost
 
 
 def form_mask(logits: Tensor, settings: MaskSettings, seed: int, key: str, step: int) -> Tensor:

@@ -20,13 +20,14 @@ class MaskPreset:
 
 
 PRESETS: dict[str, MaskPreset] = {
-    # Deterministic σ(φ), no rescaling, from near the tuned model (σ(1.5) = .82 of every entry kept); learns refusals,
-    # helpful answers and the task together, on the first tokens of the answers, where refusing is decided.
+    # Deterministic σ(φ), no rescaling, from the tuned model itself (σ(3) = .95 of every entry kept): what is removed is
+    # what the examples asked for. Learns refusals, helpful answers and the task together, on the first tokens of the
+    # answers, where refusing is decided; half of every batch are helpful answers, as over-refusal is the easy mistake.
     "default": MaskPreset(
-        MaskSettings(initial=1.5),
-        TrainSettings(steps=36, learning_rate=0.2, shares={"safety": 0.45, "harmless": 0.4, "task": 0.15}),
+        MaskSettings(initial=3.0),
+        TrainSettings(steps=48, learning_rate=0.4, shares={"safety": 0.36, "harmless": 0.5, "task": 0.14}),
         "soft",
-        answer_tokens=8,
+        answer_tokens=4,
     ),
     # The published code: sampled and rescaled, a randomly masked reference that is redrawn at every step, safety pairs
     # alone; its soft export is the last step's draw, its binary export one Bernoulli draw.

@@ -20,9 +20,9 @@ def selector(
     problem: Problem,
     *,
     granularity: Granularity = "entry",
-    examples: int = 64,
-    answer_tokens: int | None = 8,
-    shares: tuple[float, ...] = (0.003, 0.01, 0.03),
+    examples: int = 48,
+    answer_tokens: int | None = 4,
+    shares: tuple[float, ...] = (0.01, 0.015, 0.02),
     path: bool = True,
 ) -> Family:
     """Removes the entries with the highest ∂L_safety/∂m at m = 1, among those whose removal hurts no other side.

@@ -7,11 +7,10 @@ The generator is SplitMix64's finaliser (Steele, Lea, Flood 2014) over key + ind
 from __future__ import annotations
 
 import hashlib
+import math
 
 import torch
 from torch import Tensor
-
-_MASK53 = (1 << 53) - 1
 
 
 def _signed(value: int) -> int:
@@ -30,17 +29,21 @@ def stream_key(seed: int, *names: str) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
 
 
-def _shift_right(bits: Tensor, count: int) -> Tensor:
-    # torch's >> on int64 copies the sign bit; the mixing function needs zeros shifted in.
-    return (bits >> count) & ((1 << (64 - count)) - 1)
+_CHUNK = {"cpu": 1 << 16, "other": 1 << 24}
+"""Numbers made at a time. On a CPU the passes over them stay in its cache; elsewhere this bounds the memory only."""
 
 
-def _bits(key: int, start: int, count: int, device: torch.device | str) -> Tensor:
-    index = torch.arange(start + 1, start + count + 1, dtype=torch.int64, device=device)
-    bits = index * _GOLDEN + key
-    bits = (bits ^ _shift_right(bits, 30)) * _MIX_1
-    bits = (bits ^ _shift_right(bits, 27)) * _MIX_2
-    return bits ^ _shift_right(bits, 31)
+def _mix(bits: Tensor, spare: Tensor) -> Tensor:
+    """SplitMix64's finaliser in place, then the upper 53 bits; `spare` has the shape of `bits`."""
+
+    def shifted(count: int) -> Tensor:
+        # torch's >> on int64 copies the sign bit; the mixing function needs zeros shifted in.
+        return torch.bitwise_right_shift(bits, count, out=spare).bitwise_and_((1 << (64 - count)) - 1)
+
+    bits.bitwise_xor_(shifted(30)).mul_(_MIX_1)
+    bits.bitwise_xor_(shifted(27)).mul_(_MIX_2)
+    bits.bitwise_xor_(shifted(31))
+    return shifted(11)
 
 
 def uniform(
@@ -55,13 +58,21 @@ def uniform(
         start: Flat index of the first element, so that a chunk of a tensor gets the numbers it has in the whole.
         device: Where to make them; the bits do not depend on it.
     """
-    count = 1
-    for size in shape:
-        count *= size
-    bits = _bits(stream_key(seed, *names), start, count, device)
-    fraction = (_shift_right(bits, 11) & _MASK53).to(torch.float64) + 0.5
+    count = math.prod(shape)
+    key = stream_key(seed, *names)
+    found = torch.empty(count, dtype=torch.float32, device=device)
+    chunk = _CHUNK.get(found.device.type, _CHUNK["other"])
+    steps = torch.arange(1, min(chunk, count) + 1, dtype=torch.int64, device=device).mul_(_GOLDEN)
+    bits, spare = torch.empty_like(steps), torch.empty_like(steps)
+    fraction = torch.empty_like(steps, dtype=torch.float64)
+    for first in range(0, count, chunk):
+        size = min(chunk, count - first)
+        offset = _signed(((start + first) * _GOLDEN + key) % (1 << 64))
+        torch.add(steps[:size], offset, out=bits[:size])
+        fraction[:size].copy_(_mix(bits[:size], spare[:size])).add_(0.5).div_(1 << 53)
+        found[first : first + size].copy_(fraction[:size])
     # Rounding to float32 may give exactly 1, whose logit is infinite: keep strictly inside the interval.
-    return (fraction / (1 << 53)).to(torch.float32).clamp_(1e-7, 1 - 6e-8).reshape(shape)
+    return found.clamp_(1e-7, 1 - 6e-8).reshape(shape)
 
 
 def bernoulli(
