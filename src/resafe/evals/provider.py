@@ -140,8 +140,8 @@ class LocalModel(ModelAPI):
             await self._gather()
             wave, self._pending = self._pending, []
             try:
-                # A thread of its own keeps Inspect's display alive. It also gets OpenMP threads of its own, and with more
-                # of them than cores all wait passively from then on, training too: measured 1.4 times as slow.
+                # Another thread keeps Inspect's display alive. It also gets OpenMP threads of its own, and once these
+                # outnumber the cores all of them wait passively, in training too: 1.4 times as slow as measured.
                 answers = await asyncio.to_thread(self._decode, wave) if self._display else self._decode(wave)
             except Exception as error:  # handed to every sample of the wave, which Inspect then reports
                 for request in wave:

@@ -69,6 +69,7 @@ def reference_log_probabilities(
     """The log π_ref of (chosen, rejected) for every pair, shape (items, 2), zeros for items without rejected answer."""
     table = torch.zeros(len(items), 2)
     order = sorted((i for i in items if i.rejected), key=lambda item: len(item.chosen))
+    cost = pass_cost(model)
     with torch.no_grad(), logits.reading("ones" if which == "tuned" else "zeros"):
         for start in range(0, len(order), batch_size):
             chunk = order[start : start + batch_size]
