@@ -73,9 +73,7 @@ def reference_log_probabilities(
     with torch.no_grad(), logits.reading("ones" if which == "tuned" else "zeros"):
         for start in range(0, len(order), batch_size):
             chunk = order[start : start + batch_size]
-            table[[item.index for item in chunk]] = _pair_log_probabilities(
-                model, chunk, pad_id, pass_cost(model)
-            ).cpu()
+            table[[item.index for item in chunk]] = _pair_log_probabilities(model, chunk, pad_id, cost).cpu()
     return table
 
 
