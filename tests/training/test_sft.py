@@ -59,6 +59,22 @@ def test_long_examples_lose_their_end_or_are_dropped(tokenizer: Any) -> None:
         encode_examples(tokenizer, [], "", 80)
 
 
+def test_answers_are_cut_but_for_an_even_share_of_the_examples(tokenizer: Any) -> None:
+    examples = [Example(str(i), "p", "r" * 20) for i in range(8)]
+
+    def answers(share: float) -> list[int]:
+        rows, _ = encode_examples(tokenizer, examples, "", 512, 4, share)
+        return [sum(label != -100 for label in row["labels"]) for row in rows]
+
+    whole = answers(1.0)[0]
+    assert whole > 20
+    assert answers(0.0) == [4] * 8
+    assert answers(0.25) == [4, 4, 4, whole, 4, 4, 4, whole]
+    assert answers(0.6) == [4, whole, 4, whole, whole, 4, whole, 4]  # ⌊.6 n⌋ grows at n = 2, 4, 5, 7
+    with pytest.raises(InputError, match="whole_share"):
+        SftSettings(steps=1, whole_share=1.5)
+
+
 def test_first_loss_and_update_match_plain_pytorch(tokenizer: Any, tmp_path: Path) -> None:
     """One step over two batches of two, against the same loss and AdamW written out over full logits."""
     four = EXAMPLES[:4]

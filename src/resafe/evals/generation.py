@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
+from resafe.checkpoints.output import output_of
 from resafe.data.chat import answer_ending, render
 from resafe.errors import InputError
 from resafe.evals.kvcache import buffered_cache, can_share_prefix, keep_rows
@@ -118,7 +119,6 @@ class _Decoder:
     stops: frozenset[int]
     pad: int
     prefix: list[int]
-    options: dict[str, Any]
     takes_positions: bool
     shared: Cache | None = field(default=None)
 
@@ -126,7 +126,8 @@ class _Decoder:
         if self.prefix:
             cache = buffered_cache(self.config, len(self.prefix))
             ids = torch.tensor([self.prefix], device=self.model.device)
-            self.model(input_ids=ids, past_key_values=cache, use_cache=True, **self.options)
+            with output_of(self.model, lambda hidden: hidden[:, -1]):
+                self.model(input_ids=ids, past_key_values=cache, use_cache=True)
             self.shared = cache
 
     def run(self, rows: list[list[int]], limits: list[int]) -> Iterator[tuple[int, list[int]]]:
@@ -174,10 +175,9 @@ class _Decoder:
     def _step(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
         """One forward pass; the most likely next token of each row, (rows,)."""
         placed = {"position_ids": positions} if self.takes_positions else {}
-        output = self.model(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **placed, **self.options
-        )
-        tokens: torch.Tensor = output.logits[:, -1].argmax(-1)
+        with output_of(self.model, lambda hidden: hidden[:, -1]):
+            output = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **placed)
+        tokens: torch.Tensor = output.logits[0].argmax(-1)
         return tokens
 
 
@@ -191,7 +191,6 @@ def _decoder(model: Any, tokenizer: Any, encoded: list[list[int]]) -> _Decoder:
         stops=stop_tokens(inner, tokenizer),
         pad=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
         prefix=prefix if len(prefix) >= _MIN_PREFIX else [],
-        options={"logits_to_keep": 1} if "logits_to_keep" in parameters else {},
         takes_positions="position_ids" in parameters,
     )
 

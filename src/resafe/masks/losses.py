@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from resafe.checkpoints.output import output_of
+
 LossName = Literal["sft", "sigmoid", "ipo", "hinge"]
 
 
@@ -79,8 +81,8 @@ def length_groups(lengths: Sequence[int], pass_cost: float) -> list[list[int]]:
 def _sums(model: Any, sequences: Sequence[Encoded], pad_id: int) -> Tensor:
     """Σ log p(answer | prompt) of each sequence in one forward pass, shape (batch,).
 
-    Sequences are padded on the left, so that all answers end at the last position and only the tail needs logits:
-    prompts cost no vocabulary-sized work, and any causal LM of transformers does it by itself (`logits_to_keep`).
+    Sequences are padded on the left, so that all answers end at the last position; prompts cost no vocabulary-sized
+    work.
     """
     width = max(len(sequence) for sequence in sequences)
     tail = max(len(sequence.answer) for sequence in sequences)
@@ -94,10 +96,9 @@ def _sums(model: Any, sequences: Sequence[Encoded], pad_id: int) -> Tensor:
     device = next(model.parameters()).device
     ids, attention, wanted = ids.to(device), attention.to(device), wanted.to(device)
     positions = (attention.cumsum(1) - 1).clamp_min(0)
-    logits = model(
-        input_ids=ids, attention_mask=attention, position_ids=positions, logits_to_keep=tail + 1, use_cache=False
-    ).logits[:, :-1]
-    picked = -functional.cross_entropy(logits[wanted].float(), ids[:, -tail:][wanted], reduction="none")
+    with output_of(model, lambda hidden: hidden[:, -tail - 1 : -1][wanted]):
+        logits = model(input_ids=ids, attention_mask=attention, position_ids=positions, use_cache=False).logits[0]
+    picked = -functional.cross_entropy(logits.float(), ids[:, -tail:][wanted], reduction="none")
     rows = wanted.nonzero()[:, 0]
     return torch.zeros(len(sequences), device=device).index_add(0, rows, picked)
 

@@ -65,6 +65,7 @@ class TrainPart(Part):
     max_answer_tokens: int | None = Field(
         default=None, ge=1, description="learn only this many tokens of each answer (SFT)"
     )
+    whole_share: float = Field(default=0.0, ge=0, le=1, description="share of the examples whose answers are not cut")
 
 
 class DpoPart(TrainPart):

@@ -20,7 +20,7 @@ def settings_of(context: Context, part: TrainPart) -> Any:
     shared = {**common, "seed": context.recipe.seed, "device": context.device, "save_every": 20}
     if isinstance(part, DpoPart):
         return DpoSettings(**shared, beta=part.beta)
-    return SftSettings(**shared, max_answer_tokens=part.max_answer_tokens)
+    return SftSettings(**shared, max_answer_tokens=part.max_answer_tokens, whole_share=part.whole_share)
 
 
 def align(context: Context) -> Stage:

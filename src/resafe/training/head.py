@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resafe.checkpoints.output import output_of
+
 MAX_LOGITS = 1 << 28
 """Above this many logits (1 GiB in float32) TRL's tiled computation is used, which bounds memory."""
 
@@ -42,14 +44,8 @@ def _answer_forward(model: Any, labels: Tensor, args: tuple[Any, ...], kwargs: d
     mask = labels[:, 1:] != -100
     targets = labels[:, 1:][mask]
 
-    def select(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0][:, :-1][mask].unsqueeze(0), *inputs[1:])
-
-    handle = model.get_output_embeddings().register_forward_pre_hook(select)
-    try:
+    with output_of(model, lambda hidden: hidden[:, :-1][mask]):
         logits = type(model).forward(model, *args, **kwargs).logits.squeeze(0).float()
-    finally:
-        handle.remove()
     picked = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
 
     def spread(values: Tensor) -> Tensor:

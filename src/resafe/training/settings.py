@@ -111,15 +111,19 @@ class SftSettings(TrainSettings):
     Attributes:
         max_answer_tokens: Only this many tokens of each answer are learnt, and the rest is not computed; None for all.
             Whether to refuse is decided in the first few.
+        whole_share: Share of the examples, evenly spread, whose answers are not cut: a model that learns openings only
+            forgets how to go on from them.
     """
 
     max_answer_tokens: int | None = None
+    whole_share: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
         super().__post_init__()
         cut = self.max_answer_tokens
         _require(cut is None or cut >= 1, "max_answer_tokens", cut, "1 or more, or none")
+        _require(0 <= self.whole_share <= 1, "whole_share", self.whole_share, "between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ def encode_examples(
     system: str | None,
     max_tokens: int,
     max_answer_tokens: int | None = None,
+    whole_share: float = 0.0,
 ) -> tuple[list[dict[str, list[int]]], int]:
     """Tokens and labels of examples; labels are `IGNORED` on the prompt.
 
@@ -32,6 +33,7 @@ def encode_examples(
         system: System turn; None for the template's default, "" for an empty one.
         max_tokens: Where sequences are cut.
         max_answer_tokens: Where answers are cut; None for nowhere but at `max_tokens`.
+        whole_share: Share of the examples, evenly spread, whose answers are not cut.
 
     Returns:
         Rows with `input_ids` and `labels` of equal length, and the number of examples dropped because nothing of
@@ -41,10 +43,11 @@ def encode_examples(
         InputError: Nothing is left to train on.
     """
     rows: list[dict[str, list[int]]] = []
-    for example in examples:
+    for place, example in enumerate(examples):
         prompt, answer = encode_answer(tokenizer, example.prompt, example.response, system)
         if len(prompt) < max_tokens and answer:
-            ids = (prompt + answer[:max_answer_tokens])[:max_tokens]
+            whole = int((place + 1) * whole_share) > int(place * whole_share)
+            ids = (prompt + (answer if whole else answer[:max_answer_tokens]))[:max_tokens]
             rows.append({"input_ids": ids, "labels": [IGNORED] * len(prompt) + ids[len(prompt) :]})
     if not rows:
         raise InputError(
@@ -93,7 +96,9 @@ def train_sft(
     from resafe.training.trainers import resolve_device, sft_trainer
 
     resolve_device(settings.device)
-    rows, dropped = encode_examples(tokenizer, examples, system, settings.max_tokens, settings.max_answer_tokens)
+    rows, dropped = encode_examples(
+        tokenizer, examples, system, settings.max_tokens, settings.max_answer_tokens, settings.whole_share
+    )
     lengths = [len(row["input_ids"]) for row in rows]
     steps = settings.total_steps(len(rows))
     order = length_grouped_order(lengths, settings.batch_size, steps, settings.seed)
