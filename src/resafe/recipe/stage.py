@@ -112,10 +112,7 @@ class Run:
 
 
 def give_back_memory() -> None:
-    """Frees what a finished stage held: models hold cycles, and glibc keeps the freed pages of every thread's arena.
-
-    Without the second, each evaluation left the buffers of its decoding thread (about 0.6 GB) to the next.
-    """
+    """Frees what a finished stage held: models hold reference cycles, and glibc keeps freed pages for later use."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:  # musl has none
