@@ -25,7 +25,7 @@ PRESETS: dict[str, MaskPreset] = {
     # answers, where refusing is decided; half of every batch are helpful answers, as over-refusal is the easy mistake.
     "default": MaskPreset(
         MaskSettings(initial=3.0),
-        TrainSettings(steps=40, learning_rate=0.4, shares={"safety": 0.36, "harmless": 0.5, "task": 0.14}),
+        TrainSettings(steps=48, learning_rate=0.4, shares={"safety": 0.36, "harmless": 0.5, "task": 0.14}),
         "soft",
         answer_tokens=4,
     ),
