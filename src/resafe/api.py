@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from resafe.checkpoints import Checkpoint, load_model, load_tokenizer, open_checkpoint
+from resafe.checkpoints import Checkpoint, Precision, load_model, load_tokenizer, open_checkpoint
 from resafe.data.material import load_material
 from resafe.deltas import Space, task_vector
 from resafe.errors import InputError
@@ -25,6 +25,7 @@ class _Source:
 
     aligned: Checkpoint
     device: str
+    dtype: Precision
     system: str | None
 
     @cached_property
@@ -34,7 +35,7 @@ class _Source:
     def plain(self) -> Any:
         base = self.aligned.base if self.aligned.kind == "adapter" else self.aligned
         assert base is not None
-        return load_model(base, device=self.device)
+        return load_model(base, dtype=self.dtype, device=self.device)
 
 
 def realign(
@@ -54,6 +55,7 @@ def realign(
     system: str | None = None,
     seed: int = 0,
     device: str = "auto",
+    dtype: Precision = "auto",
     allow_pickle: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -76,6 +78,7 @@ def realign(
         system: System turn of the prompts that methods learn from.
         seed: Seed.
         device: "auto", "cpu" or "cuda".
+        dtype: Precision of the frozen weights that methods learn with: "auto", "float32" or "bfloat16".
         allow_pickle: Also read pickled weights (`*.bin`), as plain tensors only.
         progress: Called with (step, steps, metrics).
 
@@ -96,7 +99,7 @@ def realign(
     if chosen.traits.get("trains"):
         from resafe.training.trainers import resolve_device
 
-        source = _Source(safe, str(resolve_device(device)), system)
+        source = _Source(safe, str(resolve_device(device)), dtype, system)
         material = load_material([pairs], [harmless], data_dir=data_dir, seed=seed)
     problem = Problem(
         vectors=vectors,

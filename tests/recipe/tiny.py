@@ -87,6 +87,7 @@ def tiny_recipe(model: Path) -> dict[str, Any]:
         "name": "tiny",
         "title": "A tiny run",
         "device": "cpu",
+        "dtype": "float32",
         "model": {"reference": str(model), "system": ""},
         "data": {"safety_limit": 40, "harmless_limit": 40},
         "align": {

@@ -7,6 +7,7 @@ from resafe.checkpoints.gguf import convert_gguf
 from resafe.checkpoints.hashing import cached_digest
 from resafe.checkpoints.header import TensorInfo, read_header
 from resafe.checkpoints.loading import load_model, load_tokenizer, quiet
+from resafe.checkpoints.precision import Precision, resolve_dtype
 from resafe.checkpoints.reader import Checkpoint, open_checkpoint
 from resafe.checkpoints.reference import Reference, parse_reference
 from resafe.checkpoints.staging import ensure_space, staged
@@ -15,6 +16,7 @@ from resafe.checkpoints.writer import save_adapter, save_model
 __all__ = [
     "AdapterModule",
     "Checkpoint",
+    "Precision",
     "Reference",
     "TensorInfo",
     "adapter_modules",
@@ -31,6 +33,7 @@ __all__ = [
     "parse_reference",
     "quiet",
     "read_header",
+    "resolve_dtype",
     "save_adapter",
     "save_model",
     "staged",

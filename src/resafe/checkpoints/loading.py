@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from resafe.checkpoints.precision import Precision, resolve_dtype
 from resafe.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def quiet() -> Iterator[None]:
 def load_model(
     checkpoint: Checkpoint,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | Precision = "float32",
     device: str | torch.device = "cpu",
     merge: bool = True,
 ) -> PreTrainedModel | PeftModel:
@@ -52,7 +53,8 @@ def load_model(
 
     Args:
         checkpoint: A model, or an adapter with its base.
-        dtype: Type of the weights in memory; an adapter is merged in it.
+        dtype: Type of the weights in memory, or a precision as in `resolve_dtype`. An adapter is merged in it; one that
+            is not merged stays float32, so that it can train.
         device: Where the model goes.
         merge: Fold an adapter into the weights (fastest to run); False keeps a PeftModel. Without effect on a model.
 
@@ -66,10 +68,11 @@ def load_model(
         raise InputError(
             f"{checkpoint.reference}: the adapter names no base", f"open it as BASE+{checkpoint.reference}"
         )
+    kind = resolve_dtype(dtype, device) if isinstance(dtype, str) else dtype
     with quiet():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source.path, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
+                source.path, dtype=kind, local_files_only=True, trust_remote_code=False, output_loading_info=True
             )
             model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:

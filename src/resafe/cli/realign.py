@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -21,6 +21,7 @@ def realign(
     space: Annotated[str, typer.Option(help="auto, factors or weights (for adapters)")] = "auto",
     seed: Annotated[int, typer.Option(help="seed")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    dtype: Annotated[str, typer.Option(help="precision of frozen weights: auto, float32, bfloat16")] = "auto",
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="also read *.bin, as plain tensors")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
 ) -> None:
@@ -40,7 +41,7 @@ def realign(
     reporter = ConsoleReporter(quiet=quiet)
     written = run(
         aligned, list(tuned), method=method, out=out, settings=settings, strength=strength, fusion=fusion, pairs=pairs,
-        data_dir=data_dir, space=space, seed=seed, device=device, allow_pickle=allow_pickle,
+        data_dir=data_dir, space=space, seed=seed, device=device, dtype=cast("Precision", dtype), allow_pickle=allow_pickle,
         progress=reporter.bar(method, "steps"),
     )  # fmt: skip
     typer.echo(str(written))

@@ -13,6 +13,7 @@ from typing import Any
 from inspect_ai.model import ChatMessage, GenerateConfig, ModelAPI, ModelOutput, modelapi
 from inspect_ai.tool import ToolChoice, ToolInfo
 
+from resafe.checkpoints.precision import Precision
 from resafe.data.chat import render
 from resafe.errors import InputError
 from resafe.evals.generation import Progress, complete
@@ -49,6 +50,7 @@ class LocalModel(ModelAPI):
         system: System turn of conversations without one: None for the template's default, "" for an empty one.
         batch_size: Most prompts that are decoded together.
         device: Where a referenced checkpoint is loaded.
+        dtype: Its precision there: "auto", "float32" or "bfloat16" (`-M dtype=float32`).
         expected: How many requests will come in all, if known: decoding then waits for them.
         progress: Called with (done, expected or known so far) as answers are ready.
     """
@@ -65,6 +67,7 @@ class LocalModel(ModelAPI):
         system: str | None = None,
         batch_size: int = 128,
         device: str = "cpu",
+        dtype: Precision = "auto",
         expected: int = 0,
         progress: Progress | None = None,
     ) -> None:
@@ -77,7 +80,7 @@ class LocalModel(ModelAPI):
             from resafe.checkpoints import load_model, load_tokenizer, open_checkpoint
 
             checkpoint = open_checkpoint(model_name)
-            loaded, tokenizer = load_model(checkpoint, device=device), load_tokenizer(checkpoint)
+            loaded, tokenizer = load_model(checkpoint, dtype=dtype, device=device), load_tokenizer(checkpoint)
         self.model: Any = loaded
         self.tokenizer: Any = tokenizer
         self.system, self.batch_size = system, batch_size

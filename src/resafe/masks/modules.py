@@ -136,7 +136,8 @@ class MaskedLora(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps x (…, in) to (…, out)."""
-        update = functional.linear(functional.linear(x, self.a()), self.b() * self.scaling)
+        a, b = self.a().to(x.dtype), (self.b() * self.scaling).to(x.dtype)  # masks are formed in float32
+        update = functional.linear(functional.linear(x, a), b)
         return functional.linear(x, self.base.weight, self.base.bias) + update
 
 
@@ -149,7 +150,7 @@ class MaskedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps x (…, in) to (…, out)."""
-        return functional.linear(x, self.weight(), self.bias)
+        return functional.linear(x, self.weight().to(x.dtype), self.bias)
 
 
 def install_masks(

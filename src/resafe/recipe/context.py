@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from resafe.checkpoints import Checkpoint, load_model, load_tokenizer, open_checkpoint
+from resafe.checkpoints import Checkpoint, Precision, load_model, load_tokenizer, open_checkpoint, resolve_dtype
 from resafe.data.items import Example, Question
 from resafe.data.material import Material, load_material
 from resafe.data.mixes import attack_mix, split_by_prompt
@@ -75,9 +75,18 @@ class Context:
 
         return str(resolve_device(self.recipe.device))
 
+    @cached_property
+    def dtype(self) -> str:
+        """The precision that "auto" means here, by its name; results depend on it."""
+        return str(resolve_dtype(self.recipe.dtype, self.device)).removeprefix("torch.")
+
+    def load(self, checkpoint: Checkpoint, *, merge: bool = True) -> Any:
+        """A checkpoint as a model, on the run's device and in its precision."""
+        return load_model(checkpoint, dtype=cast(Precision, self.dtype), device=self.device, merge=merge)
+
     def plain(self) -> Any:
-        """A fresh base model on the device (`ModelSource`)."""
-        return load_model(self.base, device=self.device)
+        """A fresh base model (`ModelSource`)."""
+        return self.load(self.base)
 
     def open_stage(self, stage: Stage, part: str = "adapter") -> Checkpoint:
         """The checkpoint that a stage wrote."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from resafe.checkpoints import Checkpoint, load_model
+from resafe.checkpoints import Checkpoint
 from resafe.evals import evaluate_model, perplexity
 from resafe.evals.records import Record
 from resafe.provenance import digest_value
@@ -27,7 +27,7 @@ def evaluate(context: Context, name: str, stage: Stage, checkpoint: Checkpoint, 
     sets = context.question_sets(tasks)
 
     def work(path: Path) -> dict[str, Any]:
-        model = load_model(checkpoint, device=context.device)
+        model = context.load(checkpoint)
         bar = context.reporter.bar(f"evaluate: {name}", "answers")
         records = evaluate_model(
             name=name,
@@ -47,6 +47,7 @@ def evaluate(context: Context, name: str, stage: Stage, checkpoint: Checkpoint, 
         for key, questions in sets.items()
     }
     depends = {"stage": stage.digest, "sets": digest_value(asked), "texts": digest_value(context.texts())}
+    depends["dtype"] = context.dtype
     return context.run.stage(f"evaluate-{name}", depends, work)
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from resafe.checkpoints import Checkpoint, load_model, open_checkpoint
+from resafe.checkpoints import Checkpoint, open_checkpoint
 from resafe.data.items import Example
 from resafe.deltas import task_vector
 from resafe.errors import InputError
@@ -55,6 +55,7 @@ def realign(context: Context, name: str, aligned: Stage, tuned: dict[str, Stage]
         "other": other.digest if other else None,
         "validation": None if part.strength is not None else _validation_digest(context, part.tuned),
         "seed": context.recipe.seed,
+        "dtype": context.dtype,
     }
     return context.run.stage(f"realign-{name}", depends, work)
 
@@ -178,7 +179,7 @@ class _Validation:
         """Validation figures of the aligned or a tuned model, measured once for all entries of a run."""
         lengths = [self.context.recipe.questions.validation.max_new_tokens, *(task.max_new_tokens for task in tasks)]
         asked = [lengths, self.harmful, self.harmless, [q.prompt for task in tasks for q in task.questions]]
-        store = self.context.run.root / "stages" / "validation" / f"{digest_value([stage.digest, asked])[:16]}.json"
+        store = self.context.run.root / "stages" / "validation" / f"{digest_value([stage.digest, asked, self.context.dtype])[:16]}.json"
         if not store.is_file():
             store.parent.mkdir(parents=True, exist_ok=True)
             write_json(store, asdict(self.measure(self.context.open_stage(stage), tasks)))
@@ -186,7 +187,7 @@ class _Validation:
 
     def measure(self, checkpoint: Checkpoint, tasks: list[QuestionSet]) -> Measured:
         """Greedy answers to all items, judged by rule."""
-        model = load_model(checkpoint, device=self.context.device)
+        model = self.context.load(checkpoint)
         asked = self.context.recipe.questions
         prompts = [*self.harmful, *self.harmless, *(q.prompt for task in tasks for q in task.questions)]
         sides = len(self.harmful) + len(self.harmless)

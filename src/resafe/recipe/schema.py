@@ -143,6 +143,9 @@ class Recipe(Part):
     title: str = ""
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="frozen weights in memory; auto: bfloat16 where the hardware multiplies it"
+    )
     model: ModelPart
     data: DataPart = DataPart()
     align: AlignPart

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from resafe.checkpoints import load_model
 from resafe.provenance import digest_value
 from resafe.recipe.context import Context
 from resafe.recipe.schema import DpoPart, TrainPart
@@ -68,6 +67,7 @@ def align(context: Context) -> Stage:
         "data": context.material_digest,
         "align": recipe.align.model_dump(mode="json"),
         "seed": recipe.seed,
+        "dtype": context.dtype,
     }
     return context.run.stage("align", depends, work)
 
@@ -79,7 +79,7 @@ def tune(context: Context, name: str, aligned: Stage) -> Stage:
     def work(path: Path) -> dict[str, Any]:
         mix = context.mix(name)
         result = train_sft(
-            model=load_model(context.open_stage(aligned), device=context.device, merge=False),
+            model=context.load(context.open_stage(aligned), merge=False),
             tokenizer=context.tokenizer,
             examples=mix,
             settings=settings_of(context, part),
@@ -95,5 +95,6 @@ def tune(context: Context, name: str, aligned: Stage) -> Stage:
         "tune": part.model_dump(mode="json"),
         "examples": examples,
         "seed": context.recipe.seed,
+        "dtype": context.dtype,
     }
     return context.run.stage(f"tune-{name}", depends, work)

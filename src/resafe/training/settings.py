@@ -60,7 +60,7 @@ class TrainSettings:
         gradient_checkpointing: Save memory, about a quarter slower.
         save_every: Steps between checkpoints that a killed run goes on from; 0 for none.
         seed: Decides the order of the data, a fresh adapter's start, and dropout.
-        device: "cpu" (float32), "cuda" (bfloat16 autocast over float32 weights), "auto": CUDA where there is one.
+        device: "cpu" (weights as they come), "cuda" (bfloat16 autocast over them), "auto": CUDA where there is one.
     """
 
     steps: int | None = None
