@@ -27,6 +27,7 @@ test: env
 
 bench: env
 	$(BIN)/python benchmarks/mask.py
+	$(BIN)/python benchmarks/precision.py
 
 lint: env
 	$(BIN)/ruff check .

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from resafe.checkpoints.output import output_of
 from resafe.errors import InputError
 
-_MAX_POSITIONS = 1 << 13  # of a batch: its logits, one vocabulary a position, are the largest tensor
+_MAX_POSITIONS = 1 << 10  # of a batch: its logits, one vocabulary a position, would be the peak of a run's memory
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,10 @@ def _batch_nll(model: Any, rows: list[list[int]]) -> list[float]:
         ids[place, : len(row)] = torch.tensor(row)
         mask[place, : len(row)] = 1
     ids, mask = ids.to(model.device), mask.to(model.device)
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
     real = mask[:, 1:].bool()
-    losses = functional.cross_entropy(logits[real].float(), ids[:, 1:][real], reduction="none")
+    with output_of(model, lambda hidden: hidden[:, :-1][real]):
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0]
+    losses = functional.cross_entropy(logits.float(), ids[:, 1:][real], reduction="none")
     sums = torch.zeros(len(rows), dtype=torch.float64, device=losses.device)
     sums.index_add_(0, real.nonzero()[:, 0], losses.double())
     return [float(value) for value in sums.tolist()]

@@ -83,7 +83,7 @@ def resolve_device(device: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
-def _arguments(settings: TrainSettings, work: Path, steps: int) -> dict[str, Any]:
+def _arguments(model: Any, settings: TrainSettings, work: Path, steps: int) -> dict[str, Any]:
     device = resolve_device(settings.device)
     micro = settings.micro_batch_size or settings.batch_size
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -104,7 +104,8 @@ def _arguments(settings: TrainSettings, work: Path, steps: int) -> dict[str, Any
         "max_grad_norm": settings.max_grad_norm,
         "gradient_checkpointing": settings.gradient_checkpointing,
         "use_cpu": device == "cpu",
-        "bf16": device == "cuda",
+        # Frozen bfloat16 weights: autocast, so that the adapter's own products are in bfloat16 too, its weights not.
+        "bf16": device == "cuda" or any(weight.dtype == torch.bfloat16 for weight in model.parameters()),
         "fp16": False,
         "seed": settings.seed,
         "logging_steps": 1,
@@ -124,7 +125,7 @@ def sft_trainer(
     model: Any, tokenizer: Any, rows: Any, settings: TrainSettings, work: Path, order: Sequence[int], callback: Any
 ) -> Any:
     """An SFT trainer over prepared rows; `order` holds the examples of all steps."""
-    arguments = _arguments(settings, work, len(order) // settings.batch_size)
+    arguments = _arguments(model, settings, work, len(order) // settings.batch_size)
     config = SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True})
     return _build(AnswerSftTrainer, config, model, tokenizer, rows, order, callback)
 
@@ -133,7 +134,7 @@ def dpo_trainer(
     model: Any, tokenizer: Any, rows: Any, settings: DpoSettings, work: Path, order: Sequence[int], callback: Any
 ) -> Any:
     """A DPO trainer over prepared rows; its reference is the model as given."""
-    arguments = _arguments(settings, work, len(order) // settings.batch_size)
+    arguments = _arguments(model, settings, work, len(order) // settings.batch_size)
     config = DPOConfig(**arguments, beta=settings.beta, loss_type=["sigmoid"], precompute_ref_log_probs=True)
     return _build(CachedDpoTrainer, config, model, tokenizer, rows, order, callback)
 
