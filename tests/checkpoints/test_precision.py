@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from resafe.checkpoints import load_model, resolve_dtype
+from resafe.checkpoints.attention import short_attention
 from resafe.deltas import task_vector
 from resafe.errors import InputError
 from resafe.fusion import Fusion
 from resafe.masks import MaskSettings, install_masks
 from resafe.training import SftSettings, train_sft
-from tests.tiny import KEEP, TOKENS, Source
+from tests.tiny import KEEP, TOKENS, Source, logits
 
 
 def test_named_precisions_are_themselves():
@@ -91,3 +92,23 @@ def test_masks_on_bfloat16_weights(lab, tuned, safe):
     assert (found["bfloat16"] - found["float32"]).abs().mean() < 0.05
     flat = {d: torch.cat([g.flatten() for g in gradients[d].values()]) for d in gradients}
     assert torch.cosine_similarity(flat["float32"], flat["bfloat16"], dim=0) > 0.99
+
+
+def test_short_sequences_on_a_cpu_take_plain_attention(lab):
+    def inside(model, longest):
+        with short_attention(model, longest):
+            return model.config._attn_implementation
+
+    half = load_model(lab.open("base"), dtype="bfloat16")
+    assert inside(half, 40) == "eager"
+    assert half.config._attn_implementation == "sdpa"
+    assert inside(half, 4096) == "sdpa"
+    assert inside(load_model(lab.open("base")), 40) == "sdpa"
+    adapted = load_model(lab.open("tuned"), dtype="bfloat16", merge=False)
+    with short_attention(adapted, 40):
+        assert adapted.get_base_model().config._attn_implementation == "eager"
+        plain = logits(adapted)
+    torch.testing.assert_close(plain, logits(adapted), rtol=0.05, atol=0.05)
+    half.set_attn_implementation("eager")
+    assert inside(half, 40) == "eager"
+    assert half.config._attn_implementation == "eager"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from resafe.checkpoints.attention import short_attention
 from resafe.checkpoints.output import output_of
 from resafe.errors import InputError
 
@@ -81,7 +82,7 @@ def _batch_nll(model: Any, rows: list[list[int]]) -> list[float]:
         mask[place, : len(row)] = 1
     ids, mask = ids.to(model.device), mask.to(model.device)
     real = mask[:, 1:].bool()
-    with output_of(model, lambda hidden: hidden[:, :-1][real]):
+    with short_attention(model, width), output_of(model, lambda hidden: hidden[:, :-1][real]):
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0]
     losses = functional.cross_entropy(logits.float(), ids[:, 1:][real], reduction="none")
     sums = torch.zeros(len(rows), dtype=torch.float64, device=losses.device)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
+from resafe.checkpoints.attention import short_attention
 from resafe.checkpoints.output import output_of
 from resafe.data.chat import answer_ending, render
 from resafe.errors import InputError
@@ -79,7 +80,8 @@ def complete(
     if not texts:
         return []
     encoded = _encode(tokenizer, texts)
-    with _evaluating(model):
+    longest = max(len(ids) + limit for ids, limit in zip(encoded, limits, strict=True))
+    with _evaluating(model), short_attention(model, longest):
         decoder = _decoder(model, tokenizer, encoded)
         answers: list[list[int]] = [[] for _ in texts]
         done = 0

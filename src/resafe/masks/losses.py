@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from resafe.checkpoints.attention import short_attention
 from resafe.checkpoints.output import output_of
 
 LossName = Literal["sft", "sigmoid", "ipo", "hinge"]
@@ -96,7 +97,7 @@ def _sums(model: Any, sequences: Sequence[Encoded], pad_id: int) -> Tensor:
     device = next(model.parameters()).device
     ids, attention, wanted = ids.to(device), attention.to(device), wanted.to(device)
     positions = (attention.cumsum(1) - 1).clamp_min(0)
-    with output_of(model, lambda hidden: hidden[:, -tail - 1 : -1][wanted]):
+    with short_attention(model, width), output_of(model, lambda hidden: hidden[:, -tail - 1 : -1][wanted]):
         logits = model(input_ids=ids, attention_mask=attention, position_ids=positions, use_cache=False).logits[0]
     picked = -functional.cross_entropy(logits.float(), ids[:, -tail:][wanted], reduction="none")
     rows = wanted.nonzero()[:, 0]

@@ -105,6 +105,7 @@ def train_dpo(
         out=out,
         encoded=[[row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]] for row in rows],
         tokens=[sum(lengths[i] for i in order[at : at + size]) for at in range(0, len(order), size)],
+        longest=max(len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in rows),
         dropped=dropped,
         progress=progress,
     )

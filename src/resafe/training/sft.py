@@ -114,6 +114,7 @@ def train_sft(
         out=out,
         encoded=[[row["input_ids"], row["labels"]] for row in rows],
         tokens=_tokens_of_steps(order, lengths, settings.batch_size),
+        longest=max(lengths),
         dropped=dropped,
         progress=progress,
     )
@@ -135,6 +136,7 @@ def run_training(
     out: Path,
     encoded: Sequence[Sequence[Sequence[int]]],
     tokens: list[int],
+    longest: int,
     dropped: int,
     progress: Progress | None,
 ) -> TrainingResult:
@@ -149,12 +151,14 @@ def run_training(
         out: Where the result goes.
         encoded: The tokens that are trained on; part of the run's identity.
         tokens: Tokens of each optimizer step.
+        longest: Tokens of the longest sequence.
         dropped: Examples left out.
         progress: Called after each step.
 
     Returns:
         The result.
     """
+    from resafe.checkpoints.attention import short_attention
     from resafe.training.adapters import is_adapter, write_result
     from resafe.training.head import forward_restored
     from resafe.training.progress import ProgressCallback
@@ -164,7 +168,7 @@ def run_training(
     checkpoint = last_checkpoint(work, run_identity(kind, model, settings, encoded))
     callback = ProgressCallback(progress, tokens)
     base = model.get_base_model() if is_adapter(model) else model
-    with forward_restored(base), warnings.catch_warnings():
+    with forward_restored(base), short_attention(model, longest), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # between the libraries; nothing a user can act on
         trainer = build(work, callback)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
