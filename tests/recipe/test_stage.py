@@ -102,3 +102,12 @@ def test_a_directory_is_one_processes_and_free_again_when_it_is_killed(tmp_path:
         holder.wait()
     with locked(tmp_path / "run"):
         pass
+
+
+def test_room_is_needed_only_while_there_is_something_to_do(tmp_path: Path) -> None:
+    run_at(tmp_path)[0].stage("a", 1, lambda path: None)
+    full = Run(tmp_path, lambda line: None, room=1 << 60)
+    full.stage("a", 1, lambda path: None)
+    with pytest.raises(InputError, match="free"):
+        full.stage("b", 1, lambda path: None)
+    assert not (tmp_path / "stages").joinpath("b").exists()

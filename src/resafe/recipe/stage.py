@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from resafe.checkpoints import ensure_space
 from resafe.errors import InputError
 from resafe.provenance import digest_value, versions
 
@@ -53,10 +54,11 @@ class Run:
     Args:
         root: The directory; made if it is missing.
         say: Called with one line for people when a stage is skipped, started or finished.
+        room: Bytes that the disk must have free before the first stage that is to be done.
     """
 
-    def __init__(self, root: Path, say: Callable[[str], None]) -> None:
-        self.root, self.say = root, say
+    def __init__(self, root: Path, say: Callable[[str], None], room: int = 0) -> None:
+        self.root, self.say, self.room = root, say, room
         self.done: list[Stage] = []
         self.redone = 0
 
@@ -71,10 +73,15 @@ class Run:
 
         Returns:
             The finished stage.
+
+        Raises:
+            InputError: There is something to do and no room on the disk for it.
         """
         digest = digest_value([name, depends])
         stage = Stage(name, digest, self.root / "stages" / f"{name}-{digest[:12]}")
         if stage.receipt is None:
+            if self.redone == 0:
+                ensure_space(self.root, self.room)
             self.redone += 1
             self.say(f"{name} …")
             stage.path.mkdir(parents=True, exist_ok=True)
