@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 from resafe.errors import GateError, InputError, ResafeError
 
 if TYPE_CHECKING:
-    from resafe.api import realign
+    from resafe.api import fuse, realign
     from resafe.checkpoints import open_checkpoint as open
     from resafe.recipe.run import run_recipe
 
 __version__ = "0.1.0"
-__all__ = ["GateError", "InputError", "ResafeError", "open", "realign", "run_recipe"]
+__all__ = ["GateError", "InputError", "ResafeError", "fuse", "open", "realign", "run_recipe"]
 
 _LAZY = {
+    "fuse": ("resafe.api", "fuse"),
     "open": ("resafe.checkpoints", "open_checkpoint"),
     "realign": ("resafe.api", "realign"),
     "run_recipe": ("resafe.recipe.run", "run_recipe"),

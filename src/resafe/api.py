@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +12,11 @@ from typing import Any, cast
 from resafe.checkpoints import Checkpoint, Precision, load_model, load_tokenizer, open_checkpoint
 from resafe.data.material import load_material
 from resafe.deltas import Space, task_vector
+from resafe.engine import Input, Outcome, Request, build_plan, execute
+from resafe.engine.estimate import fit_threads
+from resafe.engine.pool import usable_cores
+from resafe.engine.request import OutputDtype
+from resafe.engine.run import Progress as FuseProgress
 from resafe.errors import InputError
 from resafe.fusion import Fusion
 from resafe.realign import REALIGN, Problem, write_realigned
@@ -122,3 +127,78 @@ def realign(
 
 def _opened(item: str | Path | Checkpoint, allow_pickle: bool) -> Checkpoint:
     return item if isinstance(item, Checkpoint) else open_checkpoint(item, allow_pickle=allow_pickle)
+
+
+def fuse(
+    base: str | Path,
+    models: Sequence[str | Path | Input],
+    *,
+    out: str | Path,
+    method: str = "task_arithmetic",
+    settings: Mapping[str, Any] | None = None,
+    weights: Sequence[Any] | None = None,
+    dtype: OutputDtype = "same",
+    max_shard_size: int | str | None = None,
+    seed: int = 0,
+    memory: int | str = "2GB",
+    threads: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    allow_pickle: bool = False,
+    progress: FuseProgress | None = None,
+) -> Outcome:
+    """Fuses tuned models onto their base and writes the result; an interrupted call goes on when it is repeated.
+
+    Args:
+        base: The aligned model (or the base) that task vectors are taken from.
+        models: Tuned models or adapters: references, or `resafe.engine.Input`s with names and coefficients.
+        out: Directory to write.
+        method: A registered fusion method.
+        settings: Its settings; the rest are its defaults.
+        weights: One coefficient a model: a number, a gradient over the layers, or a mapping of name patterns.
+        dtype: "same" keeps every tensor's dtype in the base.
+        max_shard_size: Bytes of an output file at most, or e.g. "5GB"; None makes files as the base has them.
+        seed: Seed of random methods.
+        memory: Most that buffers may take.
+        threads: Worker threads; None is one a core.
+        rank: This process's share of the files, 0 to world − 1.
+        world: Processes that share the work and the output directory.
+        allow_pickle: Also read pickled weights, as plain tensors only.
+        progress: Called with (what, bytes done, bytes in all).
+
+    Returns:
+        What was done; `committed` is False where other ranks are still at work.
+
+    Raises:
+        InputError: Inputs do not fit together, or a setting is wrong; all problems are in one message.
+        ResafeError: The disk failed; what is finished stays.
+    """
+    given = [item if isinstance(item, Input) else Input(str(item)) for item in models]
+    if weights is not None:
+        if len(weights) != len(given):
+            raise InputError(f"{len(weights)} weights for {len(given)} models", "give one a model")
+        given = [replace(item, weight=weight) for item, weight in zip(given, weights, strict=True)]
+    request = Request(
+        base=str(base), models=tuple(given), out=Path(out), method=method, settings=dict(settings or {}), dtype=dtype,
+        max_shard_size=max_shard_size, seed=seed, memory=memory, allow_pickle=allow_pickle,
+    )  # fmt: skip
+    return run_fusion(request, threads=threads, rank=rank, world=world, progress=progress)
+
+
+def run_fusion(
+    request: Request,
+    *,
+    threads: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    progress: FuseProgress | None = None,
+    note: Callable[[str], None] | None = None,
+) -> Outcome:
+    """Plans and carries out a fusion; `note` is told what the plan remarks. Otherwise as `fuse`."""
+    plan = build_plan(request)
+    workers = threads or usable_cores()
+    workers = fit_threads(plan, workers)
+    for remark in plan.notes:
+        if note:
+            note(remark)
+    return execute(plan, threads=workers, rank=rank, world=world, progress=progress)

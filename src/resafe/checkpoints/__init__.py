@@ -10,6 +10,7 @@ from resafe.checkpoints.loading import load_model, load_tokenizer, quiet
 from resafe.checkpoints.precision import Precision, resolve_dtype
 from resafe.checkpoints.reader import Checkpoint, open_checkpoint
 from resafe.checkpoints.reference import Reference, parse_reference
+from resafe.checkpoints.sizes import parse_size, show_size
 from resafe.checkpoints.staging import ensure_space, staged
 from resafe.checkpoints.writer import save_adapter, save_model
 
@@ -31,10 +32,12 @@ __all__ = [
     "load_tokenizer",
     "open_checkpoint",
     "parse_reference",
+    "parse_size",
     "quiet",
     "read_header",
     "resolve_dtype",
     "save_adapter",
     "save_model",
+    "show_size",
     "staged",
 ]

@@ -52,6 +52,11 @@ def check_same_shapes(aligned: Checkpoint, tuned: Checkpoint) -> None:
         )
 
 
+def vocabulary_note(info: TensorInfo, other: TensorInfo, first: Checkpoint, second: Checkpoint) -> str:
+    """How two tensors of one name differ in shape, with vocabularies named as such."""
+    return _differences(info, other, _vocabularies(first, second))[0]
+
+
 def _differences(info: TensorInfo, other: TensorInfo, vocabularies: set[int]) -> list[str]:
     """Problems of one tensor that both models have."""
     if info.shape != other.shape:

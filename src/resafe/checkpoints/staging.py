@@ -33,7 +33,7 @@ def staged(out: Path, *, keep_existing: bool = False) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(out))
     if not keep_existing:
-        _check_replaceable(target)
+        check_replaceable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     unique = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
     staging = target.parent / f".{target.name}.staging-{unique}"
@@ -44,6 +44,20 @@ def staged(out: Path, *, keep_existing: bool = False) -> Iterator[Path]:
         _commit(staging, target, target.parent / f".{target.name}.replaced-{unique}", keep_existing)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def commit(ready: Path, target: Path) -> None:
+    """Puts a finished directory in its place in one move; an earlier output is removed after it.
+
+    Args:
+        ready: The directory, on the target's file system; gets the marker that tells our directories.
+        target: Where it goes, links resolved.
+
+    Raises:
+        InputError: The target holds something that resafe did not write.
+    """
+    _mark(ready)
+    _commit(ready, target, target.parent / f".{target.name}.replaced-{os.getpid()}-{uuid.uuid4().hex[:8]}", False)
 
 
 def ensure_space(path: Path, nbytes: int) -> None:
@@ -68,7 +82,12 @@ def _size(nbytes: int) -> str:
     return f"{nbytes / 1e9:.2f} GB" if nbytes >= 10_000_000 else f"{nbytes / 1e6:.2f} MB"
 
 
-def _check_replaceable(target: Path) -> None:
+def check_replaceable(target: Path) -> None:
+    """Checks that a directory may be written: it is not there, empty, or something that resafe wrote.
+
+    Raises:
+        InputError: It is a file, or a directory with content that resafe did not write.
+    """
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: is a file, not a directory to write to", "give another output directory")
     if target.is_dir() and any(target.iterdir()) and not (target / MARKER).is_file():
@@ -99,7 +118,7 @@ def _commit(staging: Path, target: Path, aside: Path, keep_existing: bool) -> No
             raise
     if keep_existing:
         return
-    _check_replaceable(target)
+    check_replaceable(target)
     os.rename(target, aside)
     try:
         os.rename(staging, target)

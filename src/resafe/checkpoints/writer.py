@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from resafe.checkpoints.adapter import adapter_modules, check_shapes_fit
 from resafe.checkpoints.loading import quiet, tokenizer_directory
 from resafe.checkpoints.reader import Checkpoint
+from resafe.checkpoints.sizes import parse_size
 from resafe.checkpoints.staging import ensure_space, staged
 from resafe.errors import InputError
 
@@ -36,8 +36,6 @@ _TOKENIZER_FILES = (
     "chat_template.json",
 )
 _MODEL_FILES = ("generation_config.json", "preprocessor_config.json", "processor_config.json")
-_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?B)", re.IGNORECASE)
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def save_adapter(
@@ -82,7 +80,7 @@ def save_adapter(
     ensure_space(out, _nbytes(stored))
     with staged(out) as stage:
         save_file(stored, stage / "adapter_model.safetensors", metadata={"format": "pt"})
-        _write_json(stage / "adapter_config.json", settings)
+        write_json(stage / "adapter_config.json", settings)
         if tokenizer_directory(like) == like.path:
             _copy(like.path, stage, _TOKENIZER_FILES)
         (stage / "README.md").write_text(card, encoding="utf-8")
@@ -112,7 +110,7 @@ def save_model(
     Raises:
         InputError: An unmerged PEFT model, no room on the disk, or `out` is not ours.
     """
-    shard_bytes = _parse_size(max_shard_size)
+    shard_bytes = parse_size(max_shard_size, "max_shard_size")
     source = like if like.kind == "model" else like.base
     if source is None:
         raise InputError(
@@ -123,7 +121,7 @@ def save_model(
         ensure_space(out, _nbytes(stored))
         with staged(out) as stage:
             _write_shards(stage, stored, shard_bytes)
-            _write_json(stage / "config.json", _with_dtype(source.config, stored))
+            write_json(stage / "config.json", _with_dtype(source.config, stored))
             _finish(stage, like, source, card)
         return out
     if getattr(model, "peft_config", None):
@@ -160,7 +158,7 @@ def _write_shards(stage: Path, tensors: dict[str, torch.Tensor], shard_bytes: in
         save_file({name: tensors[name] for name in names}, stage / file, metadata={"format": "pt"})
     if split.is_sharded:
         total = {"total_size": _nbytes(tensors)}
-        _write_json(stage / "model.safetensors.index.json", {"metadata": total, "weight_map": split.tensor_to_filename})
+        write_json(stage / "model.safetensors.index.json", {"metadata": total, "weight_map": split.tensor_to_filename})
 
 
 def _storable(tensors: Mapping[str, torch.Tensor], preferred: set[str]) -> dict[str, torch.Tensor]:
@@ -240,15 +238,22 @@ def _check_rank(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, An
             )
 
 
-def _parse_size(size: int | str) -> int:
-    if isinstance(size, int) and size > 0:
-        return size
-    matched = _SIZE.fullmatch(str(size).strip())
-    count = int(float(matched["number"]) * _UNITS[matched["unit"].upper()]) if matched else 0
-    if count <= 0:
-        raise InputError(f"max_shard_size {size!r} is not a size", "for example 5GB, 500MB, or a number of bytes")
-    return count
+def write_companions(stage: Path, like: Checkpoint, dtype: torch.dtype, card: str) -> None:
+    """Everything of a model directory but its weights: configuration, tokenizer, chat template, generation, card.
+
+    Args:
+        stage: The directory.
+        like: The model whose files are taken over.
+        dtype: The dtype that its configuration is to name.
+        card: The text of README.md.
+    """
+    settings = {
+        name: value for name, value in like.config.items() if name not in ("torch_dtype", "quantization_config")
+    }
+    write_json(stage / "config.json", {**settings, "dtype": str(dtype).removeprefix("torch.")})
+    _finish(stage, like, like, card)
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """A JSON file of a model directory, keys sorted."""
     path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -7,7 +7,7 @@ import warnings
 
 import typer
 
-from resafe.cli import ls, plan, realign, results, run, validate
+from resafe.cli import fuse, ls, plan, realign, results, run, validate, verify
 from resafe.cli.console import print_error
 from resafe.errors import ResafeError
 
@@ -22,6 +22,8 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("results")(results.results)
 app.command("realign")(realign.realign)
+app.command("fuse")(fuse.fuse)
+app.command("verify")(verify.verify)
 app.command("plan")(plan.plan)
 app.command("validate")(validate.validate)
 app.command("ls")(ls.ls)

@@ -1,4 +1,4 @@
-"""`resafe plan`: what a run would do."""
+"""`resafe plan`: what a run or a fusion would do."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ import typer
 
 
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="a recipe")],
+    recipe: Annotated[Path, typer.Argument(help="a recipe, or a fusion file")],
     overrides: Annotated[list[str] | None, typer.Argument(help="fields to set: a.b=c")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:
-    """Print the stages of a recipe in order, without running them."""
-    from resafe.recipe import load_recipe
+    """Print the stages of a recipe, or all that a fusion would do, without doing it: headers are read, no tensor."""
+    from resafe.recipe import is_fusion, load_recipe
 
+    if is_fusion(recipe):
+        from resafe.cli.fuse import show_plan
+
+        show_plan(recipe, overrides or [], as_json)
+        return
     loaded = load_recipe(recipe, overrides or [])
     stages = ["align", *(f"tune-{task}" for task in loaded.tune), *(f"realign-{name}" for name in loaded.realign)]
     models = ["aligned", *(f"tuned-{task}" for task in loaded.tune), *loaded.realign]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -41,7 +41,7 @@ def realign(
     reporter = ConsoleReporter(quiet=quiet)
     written = run(
         aligned, list(tuned), method=method, out=out, settings=settings, strength=strength, fusion=fusion, pairs=pairs,
-        data_dir=data_dir, space=space, seed=seed, device=device, dtype=cast("Precision", dtype), allow_pickle=allow_pickle,
-        progress=reporter.bar(method, "steps"),
+        data_dir=data_dir, space=space, seed=seed, device=device, dtype=cast(Any, dtype),
+        allow_pickle=allow_pickle, progress=reporter.bar(method, "steps"),
     )  # fmt: skip
     typer.echo(str(written))

@@ -11,22 +11,25 @@ from resafe.fusion.base import Context, fusion_method
 from resafe.tensors import weighted_sum
 
 
-@fusion_method("average", title="Weight averaging", source="Wortsman et al. 2022, arXiv 2203.05482", linear=True)
+@fusion_method(
+    "average", title="Weight averaging", source="Wortsman et al. 2022, arXiv 2203.05482", linear=True, affine=True
+)
 def average(deltas: Sequence[Tensor], context: Context, *, weights: list[float] | None = None) -> Tensor:
     """Σ w_k τ_k / Σ w_k; equal weights by default.
 
     Args:
-        deltas: Task vectors of one tensor.
-        context: Unused.
+        deltas: Task vectors, or whole weights: a mean of shifted values is the shifted mean.
+        context: Coefficients, which multiply the weights.
         weights: One weight a model.
 
     Raises:
         InputError: The number of weights is not that of the models, or they add up to zero.
     """
-    chosen = weights or [1.0] * len(deltas)
-    if len(chosen) != len(deltas) or sum(chosen) == 0:
+    given = weights or [1.0] * len(deltas)
+    chosen = [a * b for a, b in zip(given, context.weighted(len(given)), strict=False)]
+    if len(given) != len(deltas) or sum(chosen) == 0:
         raise InputError(
-            f"average: {len(chosen)} weights for {len(deltas)} models",
+            f"average: {len(given)} weights for {len(deltas)} models",
             "give one weight a model, with a sum that is not 0",
         )
     return weighted_sum(deltas, [weight / sum(chosen) for weight in chosen])

@@ -2,47 +2,123 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
 
 from resafe.registry import Registry
 
 FUSION = Registry("fusion method", "resafe.fusion")
 
 
+Part = Literal["entry", "row", "tensor"]
+"""What a method must see at once: any run of entries, whole rows of the last dimension, or the whole tensor."""
+
+
 @dataclass(frozen=True)
 class Context:
-    """What a method may know beside the task vectors of the one tensor it is given.
+    """What a method may know beside the task vectors of the part of one tensor that it is given.
 
     Attributes:
         name: The tensor's name; keys randomness.
         seed: The run's seed.
         models: Names of the task vectors, in order; key randomness. Empty: their numbers.
-        statistics: Totals of the method's first pass over the whole model (see `first_pass`), empty without one.
+        statistics: Totals of the method's first pass (see `FirstPass`), empty without one.
+        weights: The models' coefficients for this tensor. Empty: 1 each.
+        start: Flat index, in the whole tensor, of the part's first entry; a part consists of whole rows.
     """
 
     name: str
     seed: int = 0
     models: tuple[str, ...] = ()
     statistics: dict[str, Any] = field(default_factory=dict)
+    weights: tuple[float, ...] = ()
+    start: int = 0
 
     def model(self, index: int) -> str:
         """A name for the k-th task vector."""
         return self.models[index] if self.models else str(index)
 
+    def weighted(self, count: int, scale: float = 1.0) -> list[float]:
+        """The coefficients of `count` models, times `scale`."""
+        return [scale * weight for weight in self.weights] if self.weights else [scale] * count
+
+
+class FirstPass(Protocol):
+    """Statistics that a method needs before it can combine: a small summary of each part, and how two add up.
+
+    Parts come in any size and order, from any thread or machine; integers add up exactly, floating-point summaries
+    are added in the order of the plan.
+    """
+
+    def scope(self, settings: dict[str, Any]) -> Literal["model", "tensor"]:
+        """What the totals are taken over."""
+        ...
+
+    def rounds(self, settings: dict[str, Any]) -> int:
+        """How often all parts are gone through."""
+        ...
+
+    def summarise(self, deltas: Sequence[Tensor], round_: int, totals: dict[str, Any]) -> Tensor:
+        """The summary of one part."""
+        ...
+
+    def add(self, a: Tensor, b: Tensor) -> Tensor:
+        """The summary of two parts together."""
+        ...
+
+    def finish(self, total: Tensor, round_: int, totals: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+        """What a round's total means to the next round, or to the method."""
+        ...
+
+
+def any_number(count: int) -> list[str]:
+    """No limit on the number of models."""
+    return []
+
+
+def exactly(needed: int) -> Callable[[int], list[str]]:
+    """A check that there are so many models."""
+    return lambda count: [] if count == needed else [f"the method takes {needed} models, {count} are given"]
+
+
+def at_least(needed: int) -> Callable[[int], list[str]]:
+    """A check that there are so many models or more."""
+    return lambda count: [] if count >= needed else [f"the method takes at least {needed} models, {count} are given"]
+
 
 def fusion_method(
-    name: str, *, title: str, source: str, linear: bool = False, first_pass: Any = None
+    name: str,
+    *,
+    title: str,
+    source: str,
+    linear: bool = False,
+    affine: bool = False,
+    inputs: Literal["deltas", "weights"] = "deltas",
+    part: Part = "entry",
+    first_pass: FirstPass | None = None,
+    check: Callable[[int], list[str]] = any_number,
 ) -> Callable[[Callable[..., Any]], Any]:
     """Registers a function `(deltas, context, *, settings…) -> Tensor` as a fusion method.
+
+    The function gets float32 task vectors of equal shape, one a model, of a part of one tensor, and does not
+    change them; it returns the fused delta of that part.
 
     Args:
         name: Its name in recipes.
         title: One line for people.
         source: Paper.
         linear: F(m ⊙ τ) = m ⊙ F(τ) for every shared mask m, so that training may apply F once beforehand.
-        first_pass: Whole-model statistics: an object with `rounds(settings)`, `summarise(deltas, round, totals)`,
-            `add(a, b)` and `finish(total, round, totals, settings)`; see `resafe.fusion.threshold`.
+        affine: F(τ + c) = F(τ) + c for every shared c: whole weights may be given in place of task vectors, and the
+            base need not be read.
+        inputs: Whether the function takes task vectors and gives a delta, or takes and gives whole weights.
+        part: What the function must see at once.
+        first_pass: Statistics that it needs first.
+        check: Problems with a number of models.
     """
-    return FUSION.register(name, title=title, source=source, linear=linear, first_pass=first_pass)
+    return FUSION.register(
+        name, title=title, source=source, linear=linear, affine=affine, inputs=inputs, part=part, first_pass=first_pass,
+        check=check,
+    )  # fmt: skip

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
-from resafe.fusion.base import FUSION, Context
+from resafe.fusion.base import FUSION, Context, FirstPass
 
 ReadDeltas = Callable[[str], Sequence[Tensor]]
 """Tensor name → the task vectors of that tensor, one a model."""
@@ -41,24 +41,61 @@ class Fusion:
         given = method.check(self.settings)
         return {parameter.name: given.get(parameter.name, parameter.default) for parameter in method.parameters}
 
-    def statistics(self, names: Iterable[str], read: ReadDeltas) -> dict[str, Any]:
-        """Runs the method's first pass over the whole model, one tensor in memory at a time; {} without one."""
-        first_pass = FUSION.get(self.name).traits["first_pass"]
-        settings = self.resolved()
+    def rounds(self, scope: Literal["model", "tensor"]) -> int:
+        """Rounds of the first pass, if its totals are taken over that scope; else 0."""
+        first_pass, settings = self._first_pass, self.resolved()
+        return 0 if first_pass is None or first_pass.scope(settings) != scope else first_pass.rounds(settings)
+
+    @property
+    def _first_pass(self) -> FirstPass | None:
+        found: FirstPass | None = FUSION.get(self.name).traits["first_pass"]
+        return found
+
+    def summarise(self, deltas: Sequence[Tensor], round_: int, totals: dict[str, Any]) -> Tensor:
+        """The summary of one part in a round of the first pass."""
+        assert self._first_pass is not None
+        return self._first_pass.summarise(deltas, round_, totals)
+
+    def total(self, summaries: Iterable[Tensor], round_: int, totals: dict[str, Any]) -> dict[str, Any]:
+        """What the summaries of all parts mean to the next round, or to the method."""
+        first_pass, total = self._first_pass, None
+        assert first_pass is not None
+        for summary in summaries:
+            total = summary if total is None else first_pass.add(total, summary)
+        return totals if total is None else first_pass.finish(total, round_, totals, self.resolved())
+
+    def gather(self, parts: Callable[[], Iterable[Sequence[Tensor]]]) -> dict[str, Any]:
+        """All rounds of the first pass over parts that are gone through once a round; {} for a method without one."""
         totals: dict[str, Any] = {}
-        if first_pass is None:
-            return totals
-        listed = list(names)
-        for round_ in range(first_pass.rounds(settings)):
-            total = None
-            for name in listed:
-                summary = first_pass.summarise(read(name), round_, totals)
-                total = summary if total is None else first_pass.add(total, summary)
-            totals = first_pass.finish(total, round_, totals, settings)
+        first_pass = self._first_pass
+        for round_ in range(first_pass.rounds(self.resolved()) if first_pass is not None else 0):
+            known = totals
+            totals = self.total((self.summarise(part, round_, known) for part in parts()), round_, known)
         return totals
 
-    def combine(self, name: str, deltas: Sequence[Tensor], statistics: dict[str, Any] | None = None) -> Tensor:
-        """The fused delta of one tensor, float32."""
-        context = Context(name, self.seed, self.models, statistics or {})
+    def statistics(self, names: Iterable[str], read: ReadDeltas) -> dict[str, Any]:
+        """Runs the method's first pass over the whole model, one tensor in memory at a time; {} if it needs none."""
+        listed = list(names)
+        return self.gather(lambda: map(read, listed)) if self.rounds("model") else {}
+
+    def combine(
+        self,
+        name: str,
+        deltas: Sequence[Tensor],
+        statistics: dict[str, Any] | None = None,
+        weights: Sequence[float] = (),
+        start: int = 0,
+    ) -> Tensor:
+        """The fused delta of one tensor, or of a part of it, float32.
+
+        Args:
+            name: The tensor.
+            deltas: The models' task vectors (or weights, for a method that takes these).
+            statistics: Totals of its first pass; where they are missing they are taken over what is given.
+            weights: The models' coefficients.
+            start: Flat index of the part's first entry.
+        """
+        known = statistics or self.gather(lambda: [deltas])
+        context = Context(name, self.seed, self.models, known, tuple(weights), start)
         fused: Tensor = FUSION.get(self.name).function(deltas, context, **self.resolved())
         return fused

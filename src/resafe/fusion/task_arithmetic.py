@@ -12,11 +12,11 @@ from resafe.tensors import weighted_sum
 
 @fusion_method("task_arithmetic", title="Task arithmetic", source="Ilharco et al. 2023, arXiv 2212.04089", linear=True)
 def task_arithmetic(deltas: Sequence[Tensor], context: Context, *, weight: float = 1.0) -> Tensor:
-    """λ Σ τ_k.
+    """λ Σ w_k τ_k.
 
     Args:
         deltas: Task vectors of one tensor.
-        context: Unused.
+        context: Coefficients w_k.
         weight: λ; SOMF uses 0.3 for adapters and 0.04 for full weights. One model with λ = 1 is that model.
     """
-    return weighted_sum(deltas, [weight] * len(deltas))
+    return weighted_sum(deltas, context.weighted(len(deltas), weight))

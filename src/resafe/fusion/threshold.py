@@ -1,14 +1,14 @@
-"""The exact k-th largest magnitude of a whole model, out of core: a radix histogram on the bits of float32.
+"""Exact k-th largest magnitudes of whole models or tensors, out of core: a radix histogram on the bits of float32.
 
 Two rounds. The first counts the upper 16 bits of |x|, which orders magnitudes coarsely; the second counts the
-lower 15 bits inside the one bin where the k-th value lies. Histograms of tensors, threads and machines add up.
+lower 15 bits inside the bin where the k-th value lies. Histograms of tensors, threads and machines add up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,31 +21,42 @@ def _magnitude_bits(delta: Tensor) -> Tensor:
     return delta.detach().to(torch.float32).abs().contiguous().flatten().view(torch.int32)
 
 
-@dataclass(frozen=True)
-class GlobalThreshold:
-    """First pass of methods that keep the largest share `keep` of each whole task vector.
+def histogram(bits: Tensor, round_: int, bins: Sequence[int]) -> Tensor:
+    """Counts of one tensor's magnitude bits, int64: (65536,) in round 0, (len(bins), 32768) in round 1."""
+    size = 1 << (16 if round_ == 0 else _LOW_BITS)
+    if round_ == 0:
+        return torch.bincount(bits >> _LOW_BITS, minlength=size)
+    high = bits >> _LOW_BITS
+    return torch.stack([torch.bincount(bits[high == bin_] & (size - 1), minlength=size) for bin_ in bins])
 
-    `finish` of the last round puts the thresholds, one a task vector, under "thresholds" (inf where none is kept).
+
+@dataclass(frozen=True)
+class MagnitudeRanks:
+    """First pass of methods that need the magnitude at which the largest shares of a task vector end.
+
+    `finish` of the last round puts, for each task vector, one threshold a share under "thresholds": the magnitude of
+    the last entry inside the share, or infinity where the share holds none.
+
+    Attributes:
+        shares: Settings → shares, each 0 to 1.
     """
 
-    setting: str = "keep"
+    shares: Callable[[dict[str, Any]], Sequence[float]]
+
+    def scope(self, settings: dict[str, Any]) -> Literal["model", "tensor"]:
+        """Tensor by tensor, unless the method's setting of that name says otherwise."""
+        return "model" if settings.get("scope") == "model" else "tensor"
 
     def rounds(self, settings: dict[str, Any]) -> int:
-        """Two, or none where the method was asked to trim tensor by tensor."""
-        return 0 if settings.get("scope") == "tensor" else 2
+        """Two."""
+        return 2
 
     def summarise(self, deltas: Sequence[Tensor], round_: int, totals: dict[str, Any]) -> Tensor:
-        """Histograms of one tensor, int64: (models, 65536) in round 0, (models, 32768) in round 1."""
-        size = 1 << (16 if round_ == 0 else _LOW_BITS)
-        rows = []
-        for index, delta in enumerate(deltas):
-            bits = _magnitude_bits(delta)
-            if round_ == 0:
-                rows.append(torch.bincount(bits >> _LOW_BITS, minlength=size))
-            else:
-                inside = bits[(bits >> _LOW_BITS) == totals["bins"][index]]
-                rows.append(torch.bincount(inside & (size - 1), minlength=size))
-        return torch.stack(rows)
+        """Histograms of one part: (models, 65536) in round 0, (models, shares, 32768) in round 1."""
+        bins = totals.get("bins") or [()] * len(deltas)
+        return torch.stack(
+            [histogram(_magnitude_bits(delta), round_, own) for delta, own in zip(deltas, bins, strict=True)]
+        )
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
         """Sum of two summaries."""
@@ -54,15 +65,39 @@ class GlobalThreshold:
     def finish(self, total: Tensor, round_: int, totals: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
         """Turns a round's total into what the next round, or the method, needs."""
         if round_ == 0:
-            wanted = [round(settings[self.setting] * int(row.sum())) for row in total]
-            found = [_descend(row, count) for row, count in zip(total, wanted, strict=True)]
-            return {"bins": [bin_ for bin_, _ in found], "left": [left for _, left in found], "wanted": wanted}
+            shares = self.shares(settings)
+            wanted = [[round(share * int(row.sum())) for share in shares] for row in total]
+            found = [[_descend(row, count) for count in counts] for row, counts in zip(total, wanted, strict=True)]
+            return {
+                "bins": [[bin_ for bin_, _ in row] for row in found],
+                "left": [[left for _, left in row] for row in found],
+                "wanted": wanted,
+            }
         thresholds = []
-        for row, bin_, left, count in zip(total, totals["bins"], totals["left"], totals["wanted"], strict=True):
-            low, _ = _descend(row, left)
-            bits = torch.tensor((bin_ << _LOW_BITS) | low, dtype=torch.int32)
-            thresholds.append(float(bits.view(torch.float32)) if count > 0 else float("inf"))
+        for rows, bins, left, wanted in zip(total, totals["bins"], totals["left"], totals["wanted"], strict=True):
+            own = []
+            for row, bin_, rank, count in zip(rows, bins, left, wanted, strict=True):
+                low, _ = _descend(row, rank)
+                bits = torch.tensor((bin_ << _LOW_BITS) | low, dtype=torch.int32)
+                own.append(float(bits.view(torch.float32)) if count > 0 else float("inf"))
+            thresholds.append(own)
         return {"thresholds": thresholds}
+
+
+@dataclass(frozen=True)
+class GlobalThreshold(MagnitudeRanks):
+    """The same for the one share `keep`, over the whole model by default; "thresholds" is one number a task vector."""
+
+    shares: Callable[[dict[str, Any]], Sequence[float]] = lambda settings: (settings["keep"],)
+
+    def scope(self, settings: dict[str, Any]) -> Literal["model", "tensor"]:
+        """As the method's setting of that name says; the whole model if it has none."""
+        return "tensor" if settings.get("scope") == "tensor" else "model"
+
+    def finish(self, total: Tensor, round_: int, totals: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+        """As in `MagnitudeRanks`, with the one threshold of each task vector taken out of its list."""
+        found = super().finish(total, round_, totals, settings)
+        return {"thresholds": [own[0] for own in found["thresholds"]]} if round_ else found
 
 
 def _descend(histogram: Tensor, count: int) -> tuple[int, int]:

@@ -6,12 +6,13 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from resafe.errors import InputError
+from resafe.recipe.fuse import FuseRecipe
 from resafe.recipe.schema import Recipe
 from resafe.registry import nearest
 
@@ -26,6 +27,25 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         InputError: No such file, not YAML, an unknown field (with the nearest name), a wrong value.
     """
+    return check_recipe(_raw(path, overrides), str(path))
+
+
+def load_fuse(path: Path, overrides: Sequence[str] = ()) -> FuseRecipe:
+    """Reads and checks a fusion file; as `load_recipe`."""
+    return _checked(FuseRecipe, _raw(path, overrides), str(path))
+
+
+def is_fusion(path: Path) -> bool:
+    """Whether a file is a fusion and no recipe: it names models to combine, and nothing to tune.
+
+    Raises:
+        InputError: No such file, or not YAML.
+    """
+    raw = _raw(path, ())
+    return "models" in raw and "tune" not in raw
+
+
+def _raw(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         raise InputError(f"{path}: no such recipe", f"recipes there: {', '.join(near)}" if near else "check the path")
@@ -39,15 +59,22 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise InputError(f"{path}: a recipe is a mapping of fields", "see recipes/demo.yaml for an example")
     for override in overrides:
         _override(raw, override)
-    return check_recipe(raw, str(path))
+    return raw
 
 
 def check_recipe(raw: dict[str, Any], where: str) -> Recipe:
     """A recipe from plain values; all mistakes are listed in one error."""
+    return _checked(Recipe, raw, where)
+
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+def _checked(schema: type[Schema], raw: dict[str, Any], where: str) -> Schema:
     try:
-        return Recipe.model_validate(raw)
+        return schema.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(detail, raw) for detail in error.errors()]
+        lines = [_explain(detail, schema) for detail in error.errors()]
         plural = "mistakes" if len(lines) > 1 else "mistake"
         raise InputError(
             f"{where}: {len(lines)} {plural}\n  " + "\n  ".join(lines), "mend the recipe and run again"
@@ -73,11 +100,11 @@ def _override(raw: dict[str, Any], override: str) -> None:
         raise InputError(f"override '{override}': the value is not valid YAML", "quote it") from None
 
 
-def _explain(detail: Any, raw: dict[str, Any]) -> str:
+def _explain(detail: Any, schema: type[BaseModel]) -> str:
     location = [str(part) for part in detail["loc"]]
     where = ".".join(location) or "recipe"
     if detail["type"] == "extra_forbidden":
-        known = _fields_at(location[:-1])
+        known = _fields_at(location[:-1], schema)
         hint = f" ({nearest(location[-1], known)})" if known else ""
         return f"{where}: unknown field{hint}"
     if detail["type"] == "missing":
@@ -86,9 +113,9 @@ def _explain(detail: Any, raw: dict[str, Any]) -> str:
     return message if detail["type"] == "value_error" and not location else f"{where}: {message}"
 
 
-def _fields_at(location: Sequence[str]) -> list[str]:
+def _fields_at(location: Sequence[str], schema: type[BaseModel]) -> list[str]:
     """The fields that a place in a recipe may have, found by walking the schema."""
-    current: Any = Recipe
+    current: Any = schema
     for part in location:
         current = _member(current, part)
         if current is None:
@@ -100,8 +127,8 @@ def _member(current: Any, part: str) -> Any:
     if isinstance(current, type) and issubclass(current, BaseModel):
         field = current.model_fields.get(part)
         return _plain(field.annotation) if field else None
-    if typing.get_origin(current) is dict:
-        return _plain(typing.get_args(current)[1])
+    if typing.get_origin(current) in (dict, list):
+        return _plain(typing.get_args(current)[-1])
     return None
 
 

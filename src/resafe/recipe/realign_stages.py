@@ -179,7 +179,8 @@ class _Validation:
         """Validation figures of the aligned or a tuned model, measured once for all entries of a run."""
         lengths = [self.context.recipe.questions.validation.max_new_tokens, *(task.max_new_tokens for task in tasks)]
         asked = [lengths, self.harmful, self.harmless, [q.prompt for task in tasks for q in task.questions]]
-        store = self.context.run.root / "stages" / "validation" / f"{digest_value([stage.digest, asked, self.context.dtype])[:16]}.json"
+        key = digest_value([stage.digest, asked, self.context.dtype])[:16]
+        store = self.context.run.root / "stages" / "validation" / f"{key}.json"
         if not store.is_file():
             store.parent.mkdir(parents=True, exist_ok=True)
             write_json(store, asdict(self.measure(self.context.open_stage(stage), tasks)))

@@ -2,16 +2,17 @@
 
 from resafe.tensors.combine import weighted_sum
 from resafe.tensors.random import bernoulli, shuffled, uniform
-from resafe.tensors.select import keep_top, kth_largest_magnitude
-from resafe.tensors.sign import agreeing_mean, elect_sign
+from resafe.tensors.select import keep_top, trimmed
+from resafe.tensors.sign import agreeing_mean, agreeing_sum, elect_sign
 
 __all__ = [
     "agreeing_mean",
+    "agreeing_sum",
     "bernoulli",
     "elect_sign",
     "keep_top",
-    "kth_largest_magnitude",
     "shuffled",
+    "trimmed",
     "uniform",
     "weighted_sum",
 ]

@@ -76,10 +76,15 @@ def uniform(
 
 
 def bernoulli(
-    shape: tuple[int, ...], probability: float, seed: int, *names: str, device: torch.device | str = "cpu"
+    shape: tuple[int, ...],
+    probability: float,
+    seed: int,
+    *names: str,
+    start: int = 0,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """Ones with the given probability and zeros otherwise, float32, keyed as in `uniform`."""
-    return (uniform(shape, seed, *names, device=device) < probability).to(torch.float32)
+    return (uniform(shape, seed, *names, start=start, device=device) < probability).to(torch.float32)
 
 
 def shuffled(tensor: Tensor, seed: int, *names: str) -> Tensor:

@@ -6,23 +6,6 @@ import torch
 from torch import Tensor
 
 
-def kth_largest_magnitude(tensor: Tensor, keep: float) -> float:
-    """The magnitude that the `round(keep · n)` largest entries reach.
-
-    Args:
-        tensor: Any shape, floating.
-        keep: Share of entries to keep, in [0, 1].
-
-    Returns:
-        The threshold t such that |x| ≥ t holds for at least that many entries; infinity where none is to be kept.
-    """
-    count = round(keep * tensor.numel())
-    if count <= 0:
-        return float("inf")
-    magnitudes = tensor.detach().abs().flatten().to(torch.float32)
-    return float(magnitudes.kthvalue(tensor.numel() - count + 1).values)
-
-
 def keep_top(scores: Tensor, share: float) -> Tensor:
     """A float32 mask with ones at the `round(share · n)` highest scores; ties go to the lower flat index.
 
@@ -40,3 +23,8 @@ def keep_top(scores: Tensor, share: float) -> Tensor:
         order = torch.sort(flat, descending=True, stable=True).indices
         mask[order[:count]] = 1.0
     return mask.reshape(scores.shape)
+
+
+def trimmed(tensor: Tensor, threshold: float) -> Tensor:
+    """The entries of magnitude `threshold` or more, zeros elsewhere; differentiable in what is kept."""
+    return torch.where(tensor.detach().abs() >= threshold, tensor, torch.zeros_like(tensor))

@@ -37,3 +37,12 @@ def agreeing_mean(tensors: Sequence[Tensor], weights: Sequence[float], sign: Ten
         total = total + weight * value * agrees
         mass = mass + abs(weight) * agrees
     return total / mass.clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def agreeing_sum(tensors: Sequence[Tensor], weights: Sequence[float], sign: Tensor) -> Tensor:
+    """Weighted sum at each entry over the task vectors whose sign is the elected one; differentiable in the tensors."""
+    total = torch.zeros_like(sign)
+    for tensor, weight in zip(tensors, weights, strict=True):
+        value = tensor.to(torch.float32)
+        total = total + weight * value * ((value.detach() * sign) > 0)
+    return total

@@ -1,0 +1,211 @@
+"""The fusion engine against plain reading and writing, and against mergekit, on checkpoints that it makes.
+
+TinyLlama-1.1B shapes in bfloat16: a base and three tuned models, 2.2 GB each, random weights. All figures of one call
+come from one run on one machine, page cache warm (every input is read once before).
+
+    python benchmarks/fusion.py [--json] [--dir DIR] [--rounds 3] [--mergekit PYTHON] [--methods linear,ties,...]
+
+`--mergekit` names the Python of an environment with mergekit 0.1.5; without it the speed-ups are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import save_file
+
+HIDDEN, INNER, LAYERS, VOCABULARY, KV = 2048, 5632, 22, 32000, 256
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": INNER,
+    "num_hidden_layers": LAYERS, "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": VOCABULARY,
+    "tie_word_embeddings": False, "dtype": "bfloat16", "rms_norm_eps": 1e-5, "max_position_embeddings": 2048,
+}  # fmt: skip
+DENSITY = 0.2
+METHODS = {
+    "linear": ("average", {}, {"merge_method": "linear", "parameters": {"normalize": True}}),
+    "task_arithmetic": ("task_arithmetic", {"weight": 0.4}, {"merge_method": "task_arithmetic"}),
+    "ties": (
+        "ties", {"keep": DENSITY, "weight": 1.0, "scope": "tensor"},
+        {"merge_method": "ties", "parameters": {"normalize": True}},
+    ),
+    "ties_global": ("ties", {"keep": DENSITY, "weight": 1.0}, None),
+    "dare_ties": ("dare_ties", {"drop": 1 - DENSITY}, {"merge_method": "dare_ties", "parameters": {"normalize": False}}),
+}  # fmt: skip
+"""Key → our method and settings, mergekit's (None: it has no such method; its TIES by tensor stands beside ours)."""
+
+
+def shapes() -> dict[str, tuple[int, ...]]:
+    """Tensor shapes of TinyLlama-1.1B by name."""
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
+    for layer in range(LAYERS):
+        place = f"model.layers.{layer}"
+        found |= {
+            f"{place}.self_attn.q_proj.weight": (HIDDEN, HIDDEN), f"{place}.self_attn.k_proj.weight": (KV, HIDDEN),
+            f"{place}.self_attn.v_proj.weight": (KV, HIDDEN), f"{place}.self_attn.o_proj.weight": (HIDDEN, HIDDEN),
+            f"{place}.mlp.gate_proj.weight": (INNER, HIDDEN), f"{place}.mlp.up_proj.weight": (INNER, HIDDEN),
+            f"{place}.mlp.down_proj.weight": (HIDDEN, INNER), f"{place}.input_layernorm.weight": (HIDDEN,),
+            f"{place}.post_attention_layernorm.weight": (HIDDEN,),
+        }  # fmt: skip
+    return found | {"model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCABULARY, HIDDEN)}
+
+
+def make_models(root: Path, count: int) -> list[Path]:
+    """The base and `count` tuned models, made once."""
+    paths = [root / "base", *(root / f"tuned{k}" for k in range(count))]
+    for number, path in enumerate(paths):
+        if (path / "config.json").is_file():
+            continue
+        path.mkdir(parents=True, exist_ok=True)
+        tensors = {}
+        for index, (name, shape) in enumerate(shapes().items()):
+            generator = torch.Generator().manual_seed(index)
+            value = torch.empty(shape).normal_(0, 0.02, generator=generator)
+            if number:
+                value += torch.empty(shape).normal_(0, 0.002, generator=generator.manual_seed(1000 * number + index))
+            tensors[name] = value.to(torch.bfloat16)
+        save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+        (path / "config.json").write_text(json.dumps(CONFIG))
+    return paths
+
+
+def child(command: list[str], threads: int | None = None) -> tuple[float, float]:
+    """Wall seconds and peak resident GB of a command in a process of its own."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    start = time.perf_counter()
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed:\n{process.stderr.read().decode()[-3000:]}")  # type: ignore[union-attr]
+    return seconds, usage.ru_maxrss * 1024 / 1e9
+
+
+def ours(root: Path, models: list[Path], key: str, memory: str = "1GB") -> tuple[float, float]:
+    """Seconds and peak GB of `resafe fuse`."""
+    method, settings, _ = METHODS[key]
+    out = root / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    file = root / f"{key}.yaml"
+    content = {"base": str(models[0]), "models": list(map(str, models[1:])), "method": method, "settings": settings}
+    file.write_text(yaml.safe_dump({**content, "memory": memory}))
+    return child([str(Path(sys.executable).with_name("resafe")), "fuse", str(file), "--out", str(out), "--quiet"])
+
+
+def theirs(root: Path, models: list[Path], key: str, python: str) -> tuple[float, float]:
+    """Seconds and peak GB of mergekit with the same models."""
+    out = root / "out-mergekit"
+    shutil.rmtree(out, ignore_errors=True)
+    options = METHODS[key][2] or METHODS["ties"][2]
+    assert options is not None
+    tuned = [{"model": str(path), "parameters": {"weight": 1.0, "density": DENSITY}} for path in models[1:]]
+    content = {**options, "models": tuned, "dtype": "float32", "out_dtype": "bfloat16"}
+    if key != "linear":
+        content["base_model"] = str(models[0])
+    file = root / f"{key}.mergekit.yaml"
+    file.write_text(yaml.safe_dump(content))
+    command = [str(Path(python).with_name("mergekit-yaml")), str(file), str(out), "--no-copy-tokenizer"]
+    return child([*command, "--lazy-unpickle", "--out-shard-size", "5B"])
+
+
+def plain_io(root: Path, models: list[Path]) -> float:
+    """Seconds to read all the models and to write one, sequentially, in blocks of 16 MiB."""
+    buffer = memoryview(bytearray(16 << 20))
+    start = time.perf_counter()
+    with (root / "plain.bin").open("wb", buffering=0) as written:
+        for number, path in enumerate(models):
+            with (path / "model.safetensors").open("rb", buffering=0) as stream:
+                while count := stream.readinto(buffer):
+                    if number == len(models) - 1:
+                        written.write(buffer[:count])
+        os.fsync(written.fileno())
+    return time.perf_counter() - start
+
+
+def overhead(root: Path, counts: tuple[int, ...] = (5_000, 20_000, 50_000)) -> dict[int, float]:
+    """Seconds to plan and fuse so many tensors of 16 entries: what a header with that many costs."""
+    found = {}
+    for count in counts:
+        place = root / f"small{count}"
+        for name in ("base", "tuned"):
+            if not (place / name / "config.json").is_file():
+                (place / name).mkdir(parents=True, exist_ok=True)
+                values = torch.randn(count, 4, 4).to(torch.bfloat16)
+                tensors = {f"model.layers.{i // 512}.experts.{i % 512}.w.weight": values[i].clone() for i in range(count)}
+                save_file(tensors, place / name / "model.safetensors", metadata={"format": "pt"})
+                (place / name / "config.json").write_text(json.dumps({"model_type": "llama"}))
+        file = place / "fuse.yaml"
+        file.write_text(yaml.safe_dump({"base": str(place / "base"), "models": [str(place / "tuned")]}))
+        shutil.rmtree(place / "out", ignore_errors=True)
+        command = [str(Path(sys.executable).with_name("resafe")), "fuse", str(file), "--out", str(place / "out"), "--quiet"]
+        found[count] = child(command)[0]
+    return found
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()) / "resafe-bench-fusion")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--mergekit")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--models", type=int, default=3)
+    given = parser.parse_args()
+    models = make_models(given.dir, given.models)
+    plain_io(given.dir, models)  # warms the page cache
+    figures: dict[str, float] = {}
+    print(f"{'method':16} {'resafe s':>9} {'GB':>5} {'plain I/O s':>12} {'ratio':>6} {'mergekit s':>11} {'GB':>5} {'speed-up':>9}")
+    peaks, other_peaks = [], []
+    for key in given.methods.split(","):
+        inputs = models[1:] if key == "linear" else models
+        mine, plain = [], []
+        for _ in range(given.rounds):
+            plain.append(plain_io(given.dir, inputs))
+            mine.append(ours(given.dir, models, key))
+        seconds, peak, io = statistics.median(s for s, _ in mine), max(p for _, p in mine), statistics.median(plain)
+        peaks.append(peak)
+        line = f"{key:16} {seconds:9.1f} {peak:5.2f} {io:12.1f} {seconds / io:6.2f}"
+        if key in ("linear", "task_arithmetic"):
+            figures[f"io_ratio_{key}"] = statistics.median(s / p for (s, _), p in zip(mine, plain, strict=True))
+        if given.mergekit:
+            other, other_peak = theirs(given.dir, models, key, given.mergekit)
+            figures[f"speedup_{key}"] = other / seconds
+            other_peaks.append(other_peak)
+            line += f" {other:11.1f} {other_peak:5.2f} {other / seconds:9.1f}"
+        print(line, flush=True)
+        if key == "task_arithmetic":
+            rate = sum(map(size, inputs)) * 1.25 / seconds  # inputs read, and one output written
+            shown = ", ".join(f"{n}B {5 * 2e9 * n / rate / 60:.0f} min" for n in (8, 70, 405))
+            projected = f"at this rate ({rate / 1e9:.2f} GB/s moved), base + 3 in bfloat16: {shown}"
+    figures["peak_gb"] = max(peaks)
+    if other_peaks:
+        figures["peak_ratio"] = max(a / b for a, b in zip(peaks, other_peaks, strict=True))
+    small = overhead(given.dir)
+    figures["overhead_50k_s"] = small[50_000]
+    print("small tensors: " + ", ".join(f"{n:,} in {s:.1f} s" for n, s in small.items()))
+    if "task_arithmetic" in given.methods:
+        print(projected)
+    print(f"page cache warm; {os.cpu_count()} cores; this process peaked at {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
+    if given.json:
+        print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
+
+
+def size(path: Path) -> int:
+    """Bytes of a model's weights."""
+    return (path / "model.safetensors").stat().st_size
+
+
+if __name__ == "__main__":
+    main()

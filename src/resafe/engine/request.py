@@ -1,0 +1,54 @@
+"""What a fusion is asked to do, as plain values. Knows no files and no tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+OutputDtype = Literal["same", "float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Input:
+    """One tuned model.
+
+    Attributes:
+        reference: A checkpoint reference: a path, `org/name`, `base+adapter`, `file.gguf`, …
+        name: Its name; keys its randomness, and stands in messages. "" takes the reference.
+        weight: Its coefficient, as `Coefficients.of` reads it.
+    """
+
+    reference: str
+    name: str = ""
+    weight: Any = 1.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """A fusion.
+
+    Attributes:
+        base: The aligned model (or the base) that the task vectors are taken from.
+        models: The tuned models.
+        method: A registered fusion method.
+        settings: Its settings.
+        out: The directory to write.
+        dtype: "same" keeps every tensor's dtype in the base.
+        max_shard_size: Bytes of an output file at most, or a text such as "5GB"; None makes files as the base has them.
+        seed: Seed of random methods.
+        memory: Bytes that buffers may take, or a text.
+        allow_pickle: Also read pickled weights, as plain tensors.
+    """
+
+    base: str
+    models: tuple[Input, ...]
+    out: Path
+    method: str = "task_arithmetic"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    dtype: OutputDtype = "same"
+    max_shard_size: int | str | None = None
+    seed: int = 0
+    memory: int | str = "2GB"
+    allow_pickle: bool = False

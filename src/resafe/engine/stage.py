@@ -1,0 +1,95 @@
+"""The staging directory of a fusion: one plan in it, one process a rank, and a commit that happens once."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from resafe.errors import InputError
+
+_PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where the files of an unfinished output are.
+
+    Attributes:
+        out: The output directory.
+        path: The staging directory beside it.
+    """
+
+    out: Path
+    path: Path
+
+    @contextmanager
+    def setup(self) -> Iterator[None]:
+        """Waits until no other process changes the directory as a whole, and keeps others from doing so."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path.parent / f"{self.path.name}.lock").open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+    def remove(self) -> None:
+        """Removes the directory and its lock."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        (self.path.parent / f"{self.path.name}.lock").unlink(missing_ok=True)
+
+
+def stage_of(out: Path) -> Stage:
+    """The staging directory of an output directory; a link is followed."""
+    target = Path(os.path.realpath(out))
+    return Stage(target, target.parent / f".{target.name}.fusing")
+
+
+@contextmanager
+def entered(stage: Stage, digest: str, rank: int, world: int) -> Iterator[None]:
+    """Holds the place of one rank. What an earlier run of another plan left there is removed.
+
+    The kernel lets go of the place when the process ends, however it ends.
+
+    Raises:
+        InputError: The rank is taken by a running process, or one is at work there on another plan.
+    """
+    with ExitStack() as held:
+        with stage.setup():
+            if _plan(stage) != [digest, world]:
+                with ExitStack() as others:
+                    for path in stage.path.glob(".rank-*"):
+                        if not _take(others.enter_context(path.open("w"))):
+                            raise _busy(stage)
+                    shutil.rmtree(stage.path)
+                    stage.path.mkdir()
+                    (stage.path / _PLAN).write_text(json.dumps([digest, world]), encoding="utf-8")
+            if not _take(held.enter_context((stage.path / f".rank-{rank}").open("w"))):
+                raise _busy(stage)
+        yield
+
+
+def _plan(stage: Stage) -> list[object] | None:
+    try:
+        found: list[object] = json.loads((stage.path / _PLAN).read_text(encoding="utf-8"))
+        return found
+    except (OSError, ValueError):
+        return None
+
+
+def _take(handle: TextIO) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _busy(stage: Stage) -> InputError:
+    return InputError(
+        f"{stage.out}: another resafe process is at work on this directory", "wait for it, or choose another directory"
+    )

@@ -1,0 +1,138 @@
+"""One unit of work: an output file is pre-sized, filled at known offsets, digested, and acknowledged by a receipt."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from resafe.engine.compute import Computer
+from resafe.engine.layout import Unit
+from resafe.engine.pool import in_order
+from resafe.engine.receipts import Receipt, read_receipt, write_receipt
+from resafe.engine.sources import bytes_of, rows_of
+from resafe.engine.spans import Span, tasks_of
+from resafe.errors import ResafeError
+
+_HASHED_AT_ONCE = 1 << 22
+
+Tick = Callable[[int], None]
+"""Called with the number of bytes that were just written."""
+
+
+def run_unit(computer: Computer, unit: Unit, stage: Path, threads: int, tick: Tick | None = None) -> Receipt:
+    """Writes one output file into the staging directory, unless its receipt is there.
+
+    Args:
+        computer: Computes its tensors.
+        unit: The file.
+        stage: The staging directory.
+        threads: Worker threads.
+        tick: Told of progress.
+
+    Raises:
+        ResafeError: The disk is full or failing; what is finished stays.
+    """
+    acknowledged = stage / f"{unit.file}.receipt"
+    receipt = read_receipt(acknowledged, computer.plan.digest)
+    if receipt is not None and (stage / unit.file).is_file() and (stage / unit.file).stat().st_size == unit.nbytes:
+        if tick:
+            tick(unit.nbytes)
+        return receipt
+    acknowledged.unlink(missing_ok=True)
+    start, partial = time.monotonic(), stage / f"{unit.file}.partial"
+    try:
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            _reserve(descriptor, unit.nbytes)
+            _write(descriptor, unit.header, 0)
+            facts = _fill(computer, unit, descriptor, threads, tick)
+            digest = _digest(descriptor, unit.nbytes)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(partial, stage / unit.file)
+    except OSError as error:
+        raise ResafeError(
+            f"{partial}: cannot be written ({error.strerror or error})",
+            "make room and run again; finished files are kept" if error.errno == errno.ENOSPC else "check the disk",
+        ) from error
+    squares, nan, inf = facts
+    receipt = Receipt(
+        unit.file, computer.plan.digest, digest, unit.nbytes, squares**0.5, nan, inf, round(time.monotonic() - start, 3)
+    )
+    write_receipt(acknowledged, receipt)
+    return receipt
+
+
+def _fill(
+    computer: Computer, unit: Unit, descriptor: int, threads: int, tick: Tick | None
+) -> tuple[float, dict[str, int], dict[str, int]]:
+    """Computes and writes all tensors; Σ x² of the fused ones, and which of them hold NaN and infinite values."""
+
+    def work(task: list[Span]) -> tuple[int, list[tuple[str, float, int, int]]]:
+        facts, written = [], 0
+        for span in task:
+            if not span.numel:
+                continue
+            width = rows_of(span.tensor.shape)[1]
+            statistics = computer.statistics(span) if span.tensor.fused else {}
+            undivided = computer.undivided and span.tensor.fused and computer.plan.method.traits["part"] == "tensor"
+            for piece in span.pieces(whole=undivided):
+                stored, squares, nan, inf = computer.output(piece, statistics)
+                offset = span.tensor.offset + piece.start * width * span.tensor.dtype.itemsize
+                written += _write(descriptor, bytes_of(stored.contiguous()), offset)
+                facts.append((span.tensor.name, squares, nan, inf))
+        return written, facts
+
+    squares, nans, infs = 0.0, dict[str, int](), dict[str, int]()
+    for written, facts in in_order(work, tasks_of(unit, computer.undivided), threads):
+        for name, part, nan, inf in facts:
+            squares += part
+            for found, count in ((nans, nan), (infs, inf)):
+                if count:
+                    found[name] = found.get(name, 0) + count
+        if tick:
+            tick(written)
+    return squares, nans, infs
+
+
+def _reserve(descriptor: int, nbytes: int) -> None:
+    """Takes the room at once, so that a full disk is found before the work and not after it."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, nbytes)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+    os.ftruncate(descriptor, nbytes)
+
+
+def _write(descriptor: int, data: bytes | memoryview, offset: int) -> int:
+    view, done = memoryview(data), 0
+    while done < len(view):
+        done += os.pwrite(descriptor, view[done:], offset + done)
+    return done
+
+
+def _digest(descriptor: int, nbytes: int) -> str:
+    """SHA-256 of what was written, read back: a failing disk is found here."""
+    hasher = hashlib.sha256()
+    for block in _blocks(descriptor, nbytes):
+        hasher.update(block)
+    return hasher.hexdigest()
+
+
+def _blocks(descriptor: int, nbytes: int) -> Iterator[memoryview]:
+    buffer = memoryview(bytearray(min(nbytes, _HASHED_AT_ONCE)))
+    place = 0
+    while place < nbytes:
+        count = os.preadv(descriptor, [buffer[: min(len(buffer), nbytes - place)]], place)
+        if count == 0:
+            raise OSError(errno.EIO, "the file is shorter than what was written")
+        yield buffer[:count]
+        place += count
