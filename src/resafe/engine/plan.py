@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -111,7 +112,7 @@ class Plan:
                     [m.name, m.checkpoint.kind, asdict(m.coefficients), _state(m.checkpoint)] for m in self.models
                 ],
                 "base": _state(self.base),
-                "units": [unit.header.decode() for unit in self.units],
+                "units": [hashlib.sha256(unit.header).hexdigest() for unit in self.units],
             }
         )
 

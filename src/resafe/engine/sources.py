@@ -1,6 +1,6 @@
 """Rows of tensors from files, as float32, without mapping a file: what is read is what memory is used for.
 
-A tensor is seen as rows of its last dimension (a vector as rows of one element, a scalar as one). Knows files,
+A tensor is seen as rows of its last dimension (a vector is one row). Knows files,
 number formats and low-rank adapters; knows no method.
 """
 
@@ -28,10 +28,8 @@ SCALE_SUFFIXES = ("_scale_inv", "_scale")
 
 
 def rows_of(shape: Sequence[int]) -> tuple[int, int]:
-    """(rows, width) of a tensor: the last dimension is a row; a vector is rows of one element."""
-    if len(shape) < 2:
-        return math.prod(shape), 1
-    return math.prod(shape[:-1]), shape[-1]
+    """(rows, width) of a tensor: the last dimension is a row; a vector is one row, a scalar one of one element."""
+    return math.prod(shape[:-1]), shape[-1] if shape else 1
 
 
 class Files:
@@ -161,8 +159,7 @@ class ModelSource:
         )
         if scale_info is None:
             return value
-        count, _ = rows_of(scale_info.shape)
-        scale = read_rows(self.files, scale_info, 0, count).to(torch.float32)
+        scale = read_rows(self.files, scale_info, 0, rows_of(scale_info.shape)[0]).to(torch.float32)
         if scale.numel() == 1:
             return value.mul_(scale.reshape(()))
         total, width = rows_of(info.shape)

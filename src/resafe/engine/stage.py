@@ -32,10 +32,15 @@ class Stage:
     @contextmanager
     def setup(self) -> Iterator[None]:
         """Waits until no other process changes the directory as a whole, and keeps others from doing so."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path.parent / f"{self.path.name}.lock").open("w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = self.path.parent / f"{self.path.name}.lock"
+        while True:
+            with lock.open("w") as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+                # The one before us may have removed the file, and a third may have made it anew.
+                if lock.exists() and os.fstat(handle.fileno()).st_ino == lock.stat().st_ino:
+                    yield
+                    return
 
     def remove(self) -> None:
         """Removes the directory and its lock."""
@@ -60,6 +65,7 @@ def entered(stage: Stage, digest: str, rank: int, world: int) -> Iterator[None]:
     """
     with ExitStack() as held:
         with stage.setup():
+            stage.path.mkdir(exist_ok=True)
             if _plan(stage) != [digest, world]:
                 with ExitStack() as others:
                     for path in stage.path.glob(".rank-*"):

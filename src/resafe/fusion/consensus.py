@@ -11,7 +11,7 @@ from resafe.fusion.base import Context, fusion_method
 from resafe.tensors import weighted_sum
 
 
-@fusion_method("consensus", title="Consensus (TALL masks)", source="Wang et al. 2024, arXiv 2405.07813", part="entry")
+@fusion_method("consensus", title="Consensus (TALL masks)", source="Wang et al. 2024, arXiv 2405.07813", linear=True)
 def consensus_ta(
     deltas: Sequence[Tensor], context: Context, *, strength: float = 0.4, needed: int = 2, weight: float = 0.3
 ) -> Tensor:

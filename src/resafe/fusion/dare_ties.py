@@ -11,7 +11,7 @@ from resafe.fusion.dare import dropped
 from resafe.fusion.ties import Merge, consensus
 
 
-@fusion_method("dare_ties", title="DARE + TIES", source="Yu et al. 2024, arXiv 2311.03099, §4.3")
+@fusion_method("dare_ties", title="DARE + TIES", source="Yu et al. 2024, arXiv 2311.03099, §4.3", linear=True)
 def dare_ties(
     deltas: Sequence[Tensor], context: Context, *, drop: float = 0.8, weight: float = 1.0, merge: Merge = "sum"
 ) -> Tensor:

@@ -58,7 +58,7 @@ def della(
         )
     kept = []
     for index, delta in enumerate(deltas):
-        keep = keep_probabilities(delta.reshape(-1, delta.shape[-1]) if delta.ndim else delta, drop, spread)
+        keep = keep_probabilities(delta.reshape(-1, delta.shape[-1] if delta.ndim else 1), drop, spread)
         draw = uniform(
             tuple(delta.shape), context.seed, "della", context.model(index), context.name, start=context.start
         )
