@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -41,7 +40,10 @@ METHODS = {
         {"merge_method": "ties", "parameters": {"normalize": True}},
     ),
     "ties_global": ("ties", {"keep": DENSITY, "weight": 1.0}, None),
-    "dare_ties": ("dare_ties", {"drop": 1 - DENSITY}, {"merge_method": "dare_ties", "parameters": {"normalize": False}}),
+    "dare_ties": (
+        "dare_ties", {"drop": 1 - DENSITY},
+        {"merge_method": "dare_ties", "parameters": {"normalize": False}},
+    ),
 }  # fmt: skip
 """Key → our method and settings, mergekit's (None: it has no such method; its TIES by tensor stands beside ours)."""
 
@@ -142,13 +144,22 @@ def overhead(root: Path, counts: tuple[int, ...] = (5_000, 20_000, 50_000)) -> d
             if not (place / name / "config.json").is_file():
                 (place / name).mkdir(parents=True, exist_ok=True)
                 values = torch.randn(count, 4, 4).to(torch.bfloat16)
-                tensors = {f"model.layers.{i // 512}.experts.{i % 512}.w.weight": values[i].clone() for i in range(count)}
+                tensors = {
+                    f"model.layers.{i // 512}.experts.{i % 512}.w.weight": values[i].clone() for i in range(count)
+                }
                 save_file(tensors, place / name / "model.safetensors", metadata={"format": "pt"})
                 (place / name / "config.json").write_text(json.dumps({"model_type": "llama"}))
         file = place / "fuse.yaml"
         file.write_text(yaml.safe_dump({"base": str(place / "base"), "models": [str(place / "tuned")]}))
         shutil.rmtree(place / "out", ignore_errors=True)
-        command = [str(Path(sys.executable).with_name("resafe")), "fuse", str(file), "--out", str(place / "out"), "--quiet"]
+        command = [
+            str(Path(sys.executable).with_name("resafe")),
+            "fuse",
+            str(file),
+            "--out",
+            str(place / "out"),
+            "--quiet",
+        ]
         found[count] = child(command)[0]
     return found
 
@@ -166,7 +177,16 @@ def main() -> None:
     models = make_models(given.dir, given.models)
     plain_io(given.dir, models)  # warms the page cache
     figures: dict[str, float] = {}
-    print(f"{'method':16} {'resafe s':>9} {'GB':>5} {'plain I/O s':>12} {'ratio':>6} {'mergekit s':>11} {'GB':>5} {'speed-up':>9}")
+    columns = (
+        ("resafe s", 9),
+        ("GB", 5),
+        ("plain I/O s", 12),
+        ("ratio", 6),
+        ("mergekit s", 11),
+        ("GB", 5),
+        ("speed-up", 9),
+    )
+    print(f"{'method':16} " + " ".join(f"{title:>{width}}" for title, width in columns))
     peaks, other_peaks = [], []
     for key in given.methods.split(","):
         inputs = models[1:] if key == "linear" else models
@@ -197,7 +217,7 @@ def main() -> None:
     print("small tensors: " + ", ".join(f"{n:,} in {s:.1f} s" for n, s in small.items()))
     if "task_arithmetic" in given.methods:
         print(projected)
-    print(f"page cache warm; {os.cpu_count()} cores; this process peaked at {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
+    print(f"page cache warm; {os.cpu_count()} cores; torch {torch.__version__}")
     if given.json:
         print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
 

@@ -1,6 +1,6 @@
 """What bfloat16 weights are worth on this machine: answers and adapter training steps, against float32.
 
-    python benchmarks/precision.py [--json] [--rounds 3]
+python benchmarks/precision.py [--json] [--rounds 3]
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ def main() -> None:
 
     print(f"{'work':28} {'float32 s':>10} {'bfloat16 s':>11} {'speed-up':>9}")
     figures: dict[str, float] = {}
-    for key, title, work in (("generation", "128 answers of 16 tokens", answer), ("training", "adapter step of 16", step)):
+    for key, title, work in (
+        ("generation", "128 answers of 16 tokens", answer),
+        ("training", "adapter step of 16", step),
+    ):
         if key == "training":
             models = {name: get_peft_model(model.requires_grad_(False), lora) for name, model in models.items()}
         slow, fast = alternate(lambda work=work: work("float32"), lambda work=work: work("bfloat16"), rounds)

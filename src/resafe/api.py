@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from resafe.checkpoints import Checkpoint, Precision, load_model, load_tokenizer, open_checkpoint
 from resafe.data.material import load_material
 from resafe.deltas import Space, task_vector
 from resafe.engine import Input, Outcome, Request, build_plan, execute
 from resafe.engine.estimate import fit_threads
+from resafe.engine.lowrank import fuse_adapters
 from resafe.engine.pool import usable_cores
 from resafe.engine.request import OutputDtype
 from resafe.engine.run import Progress as FuseProgress
@@ -144,6 +146,8 @@ def fuse(
     threads: int | None = None,
     rank: int = 0,
     world: int = 1,
+    output: Literal["model", "adapter"] = "model",
+    adapter_rank: int | None = None,
     allow_pickle: bool = False,
     progress: FuseProgress | None = None,
 ) -> Outcome:
@@ -163,6 +167,8 @@ def fuse(
         threads: Worker threads; None is one a core.
         rank: This process's share of the files, 0 to world − 1.
         world: Processes that share the work and the output directory.
+        output: "model", or "adapter" where all models are adapters and the method is a weighted sum of them.
+        adapter_rank: Rank of a written adapter at most; None keeps the exact sum.
         allow_pickle: Also read pickled weights, as plain tensors only.
         progress: Called with (what, bytes done, bytes in all).
 
@@ -180,7 +186,8 @@ def fuse(
         given = [replace(item, weight=weight) for item, weight in zip(given, weights, strict=True)]
     request = Request(
         base=str(base), models=tuple(given), out=Path(out), method=method, settings=dict(settings or {}), dtype=dtype,
-        max_shard_size=max_shard_size, seed=seed, memory=memory, allow_pickle=allow_pickle,
+        max_shard_size=max_shard_size, seed=seed, memory=memory, output=output, rank=adapter_rank,
+        allow_pickle=allow_pickle,
     )  # fmt: skip
     return run_fusion(request, threads=threads, rank=rank, world=world, progress=progress)
 
@@ -196,9 +203,14 @@ def run_fusion(
 ) -> Outcome:
     """Plans and carries out a fusion; `note` is told what the plan remarks. Otherwise as `fuse`."""
     plan = build_plan(request)
-    workers = threads or usable_cores()
-    workers = fit_threads(plan, workers)
     for remark in plan.notes:
         if note:
             note(remark)
+    if request.output == "adapter":
+        start = time.monotonic()
+        written = fuse_adapters(plan, request.rank)
+        if note:
+            note(f"rank {written.rank}, relative error {written.error:.3g}")
+        return Outcome(written.out, True, (), 1, time.monotonic() - start)
+    workers = fit_threads(plan, threads or usable_cores())
     return execute(plan, threads=workers, rank=rank, world=world, progress=progress)

@@ -195,7 +195,8 @@ def test_problems_are_found_at_once(farm):
     with pytest.raises(InputError) as caught:
         build_plan(request)
     for part in (
-        "w: has no model.layers.0.norm.weight", "vocabulary: 40 against 44", "w: has model.extra.weight", "model.steps is",
+        "w: has no model.layers.0.norm.weight", "vocabulary: 40 against 44", "w: has model.extra.weight",
+        "model.steps is",
     ):  # fmt: skip
         assert part in caught.value.message
     with pytest.raises(InputError, match="takes 2 models, 1 are given"):

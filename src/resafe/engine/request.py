@@ -39,6 +39,8 @@ class Request:
         max_shard_size: Bytes of an output file at most, or a text such as "5GB"; None makes files as the base has them.
         seed: Seed of random methods.
         memory: Bytes that buffers may take, or a text.
+        output: "model", or "adapter" where all models are adapters and the method is a weighted sum of them.
+        rank: Rank of an adapter that is written, at most; None keeps the exact sum.
         allow_pickle: Also read pickled weights, as plain tensors.
     """
 
@@ -51,4 +53,6 @@ class Request:
     max_shard_size: int | str | None = None
     seed: int = 0
     memory: int | str = "2GB"
+    output: Literal["model", "adapter"] = "model"
+    rank: int | None = None
     allow_pickle: bool = False

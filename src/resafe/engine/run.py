@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from resafe.checkpoints.staging import check_replaceable, commit
 from resafe.checkpoints.writer import write_companions, write_json
 from resafe.engine.card import fusion_card
 from resafe.engine.compute import Computer
+from resafe.engine.inputs import InputDigests
 from resafe.engine.layout import Unit, index_of
 from resafe.engine.plan import Plan
 from resafe.engine.pool import in_order, single_threaded_tensors, usable_cores
@@ -75,7 +78,12 @@ def execute(
     start, stage = time.monotonic(), stage_of(plan.request.out)
     check_replaceable(stage.out)
     workers = threads or usable_cores()
-    with entered(stage, plan.digest, rank, world), single_threaded_tensors(workers):
+    with (
+        entered(stage, plan.digest, rank, world),
+        single_threaded_tensors(workers),
+        InputDigests(plan) as digests,
+        contextlib.closing(plan.files),
+    ):
         ensure_space(stage.path, plan.bytes_written - _present(stage, plan))
         mine = [unit for unit in plan.units if unit.number % world == rank]
         computer = Computer(plan, {})
@@ -93,8 +101,8 @@ def execute(
         for unit in mine:
             redone += read_receipt(stage.path / f"{unit.file}.receipt", plan.digest) is None
             run_unit(computer, unit, stage.path, workers, tick)
-        plan.files.close()
-        committed = _commit(plan, stage)
+            digests.failed()
+        committed = _commit(plan, stage, digests.result())
     receipts = tuple(committed or [])
     return Outcome(stage.out, committed is not None, receipts, redone, time.monotonic() - start)
 
@@ -153,7 +161,7 @@ def _store(path: Path, summary: Tensor | None) -> None:
     partial.replace(path)
 
 
-def _commit(plan: Plan, stage: Stage) -> list[Receipt] | None:
+def _commit(plan: Plan, stage: Stage, inputs: dict[str, str]) -> list[Receipt] | None:
     """Puts the finished output in its place if all files are there; None if some are still missing."""
     with stage.setup():
         if not stage.path.is_dir():  # another rank was the last
@@ -166,13 +174,13 @@ def _commit(plan: Plan, stage: Stage) -> list[Receipt] | None:
         shutil.rmtree(ready, ignore_errors=True)
         ready.mkdir()
         for unit in plan.units:
-            (stage.path / unit.file).replace(ready / unit.file)
+            _same_file(stage.path / unit.file, ready / unit.file)
         facts = {
             "plan": plan.digest,
             "method": plan.fusion.name,
             "settings": plan.fusion.resolved(),
             "seed": plan.fusion.seed,
-            "inputs": {name: checkpoint.digest for name, checkpoint in _inputs(plan)},
+            "inputs": inputs,
             "versions": versions(),
         }
         write_receipts(ready, found, facts)
@@ -184,8 +192,12 @@ def _commit(plan: Plan, stage: Stage) -> list[Receipt] | None:
     return found
 
 
-def _inputs(plan: Plan) -> list[tuple[str, Any]]:
-    return [("base", plan.base), *((model.name, model.checkpoint) for model in plan.models)]
+def _same_file(source: Path, target: Path) -> None:
+    """A second name for a file, so that a kill before the end of the commit leaves the staging directory whole."""
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        source.replace(target)
 
 
 def _main_dtype(plan: Plan) -> torch.dtype:

@@ -43,8 +43,11 @@ class Stage:
                     return
 
     def remove(self) -> None:
-        """Removes the directory and its lock."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Removes the directory and its lock; a kill leaves the directory whole, or what is not taken for one."""
+        gone = self.path.parent / f"{self.path.name}-gone"
+        shutil.rmtree(gone, ignore_errors=True)
+        self.path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
         (self.path.parent / f"{self.path.name}.lock").unlink(missing_ok=True)
 
 

@@ -12,8 +12,9 @@ from resafe.tensors import weighted_sum
 
 
 @fusion_method(
-    "average", title="Weight averaging", source="Wortsman et al. 2022, arXiv 2203.05482", linear=True, affine=True
-)
+    "average", title="Weight averaging", source="Wortsman et al. 2022, arXiv 2203.05482", linear=True, affine=True,
+    weighted_sum=True,
+)  # fmt: skip
 def average(deltas: Sequence[Tensor], context: Context, *, weights: list[float] | None = None) -> Tensor:
     """Σ w_k τ_k / Σ w_k; equal weights by default.
 

@@ -96,6 +96,7 @@ def fusion_method(
     source: str,
     linear: bool = False,
     affine: bool = False,
+    weighted_sum: bool = False,
     inputs: Literal["deltas", "weights"] = "deltas",
     part: Part = "entry",
     first_pass: FirstPass | None = None,
@@ -113,12 +114,13 @@ def fusion_method(
         linear: F(m ⊙ τ) = m ⊙ F(τ) for every shared mask m, so that training may apply F once beforehand.
         affine: F(τ + c) = F(τ) + c for every shared c: whole weights may be given in place of task vectors, and the
             base need not be read.
+        weighted_sum: F(τ) = Σ c_k τ_k with factors that do not depend on the task vectors: of adapters, an adapter.
         inputs: Whether the function takes task vectors and gives a delta, or takes and gives whole weights.
         part: What the function must see at once.
         first_pass: Statistics that it needs first.
         check: Problems with a number of models.
     """
     return FUSION.register(
-        name, title=title, source=source, linear=linear, affine=affine, inputs=inputs, part=part, first_pass=first_pass,
-        check=check,
+        name, title=title, source=source, linear=linear, affine=affine, weighted_sum=weighted_sum, inputs=inputs,
+        part=part, first_pass=first_pass, check=check,
     )  # fmt: skip

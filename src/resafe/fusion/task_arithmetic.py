@@ -10,7 +10,10 @@ from resafe.fusion.base import Context, fusion_method
 from resafe.tensors import weighted_sum
 
 
-@fusion_method("task_arithmetic", title="Task arithmetic", source="Ilharco et al. 2023, arXiv 2212.04089", linear=True)
+@fusion_method(
+    "task_arithmetic", title="Task arithmetic", source="Ilharco et al. 2023, arXiv 2212.04089", linear=True,
+    weighted_sum=True,
+)  # fmt: skip
 def task_arithmetic(deltas: Sequence[Tensor], context: Context, *, weight: float = 1.0) -> Tensor:
     """λ Σ w_k τ_k.
 

@@ -22,7 +22,7 @@ class MaskPreset:
 PRESETS: dict[str, MaskPreset] = {
     # Deterministic σ(φ), no rescaling, from the tuned model itself (σ(3) = .95 of every entry kept): what is removed is
     # what the examples asked for. Learns refusals, helpful answers and the task together, on the first tokens of the
-    # answers, where refusing is decided; more than half of every batch are helpful answers, as over-refusal is the easy mistake.
+    # answers, where refusing is decided; most of a batch are helpful answers, as over-refusal is the easy mistake.
     "default": MaskPreset(
         MaskSettings(initial=3.0),
         TrainSettings(steps=64, learning_rate=0.4, shares={"safety": 0.32, "harmless": 0.54, "task": 0.14}),

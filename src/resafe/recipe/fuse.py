@@ -36,6 +36,10 @@ class FuseRecipe(Part):
     max_shard_size: int | str | None = Field(default=None, description='e.g. "5GB"; null: files as the base has them')
     seed: int = 0
     memory: int | str = Field(default="2GB", description="most that buffers may take")
+    output: Literal["model", "adapter"] = Field(
+        default="model", description="adapter: where all models are adapters and the method is a weighted sum"
+    )
+    rank: int | None = Field(default=None, ge=1, description="of a written adapter, at most; null: the exact sum")
     allow_pickle: bool = False
 
     @model_validator(mode="before")

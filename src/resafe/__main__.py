@@ -1,0 +1,5 @@
+"""`python -m resafe`: the command line."""
+
+from resafe.cli import main
+
+main()
