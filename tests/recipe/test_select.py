@@ -46,3 +46,11 @@ def test_a_single_strength_is_not_measured() -> None:
     only = unmeasured(0.4)
     assert choose([only]).strength == 0.4
     assert math.isnan(only.measured.utility)
+
+
+def test_what_the_questions_cannot_tell_apart_goes_to_the_weaker() -> None:
+    weaker, stronger = (judge(s, Measured(h, 0.0, 0.7), ALIGNED, TUNED) for s, h in ((0.9, 0.80), (1.0, 0.82)))
+    assert stronger.score - weaker.score == pytest.approx(0.025)  # 1 / 84 · 2 / .8: within .04
+    assert choose([stronger, weaker]).strength == 0.9
+    clearly = judge(1.1, Measured(0.86, 0.0, 0.7), ALIGNED, TUNED)
+    assert choose([weaker, stronger, clearly]).strength == 1.1

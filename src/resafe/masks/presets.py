@@ -25,7 +25,7 @@ PRESETS: dict[str, MaskPreset] = {
     # answers, where refusing is decided; most of a batch are helpful answers, as over-refusal is the easy mistake.
     "default": MaskPreset(
         MaskSettings(initial=3.0),
-        TrainSettings(steps=64, learning_rate=0.4, shares={"safety": 0.32, "harmless": 0.54, "task": 0.14}),
+        TrainSettings(steps=96, learning_rate=0.35, shares={"safety": 0.25, "harmless": 0.6, "task": 0.15}),
         "soft",
         answer_tokens=4,
     ),

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 ALLOWED = 0.04
 """Added over-refusal that costs nothing: a point below what a user accepts (5), since few items measure it."""
 PRICE = 10.0
+TOLERANCE = 0.04
+"""Scores this close are taken as equal: about one standard error of R_s on some 80 questions."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,9 @@ def judge(strength: float, measured: Measured, aligned: Measured, tuned: Measure
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate:
-    """The highest score; of equals the one with the smaller strength."""
-    return min(candidates, key=lambda candidate: (-round(candidate.score, 6), candidate.strength))
+    """The smallest strength whose score is within the tolerance of the best: no more is taken out than is known to help."""
+    best = max(candidate.score for candidate in candidates)
+    return min((c for c in candidates if c.score >= best - TOLERANCE - 1e-9), key=lambda candidate: candidate.strength)
 
 
 def _ratio(part: float, whole: float) -> float:
