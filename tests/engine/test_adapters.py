@@ -26,7 +26,7 @@ def make(lab, out: Path, **options):
     torch.manual_seed(sum(map(ord, out.name)))
     model = get_peft_model(lab.plain(), config)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     model.peft_config["default"].base_model_name_or_path = str(lab.root / "base")

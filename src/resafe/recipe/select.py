@@ -54,7 +54,7 @@ def judge(strength: float, measured: Measured, aligned: Measured, tuned: Measure
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate:
-    """The smallest strength whose score is within the tolerance of the best: no more is taken out than is known to help."""
+    """The smallest strength whose score is within the tolerance of the best: no more is taken out than helps."""
     best = max(candidate.score for candidate in candidates)
     return min((c for c in candidates if c.score >= best - TOLERANCE - 1e-9), key=lambda candidate: candidate.strength)
 

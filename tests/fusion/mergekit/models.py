@@ -1,4 +1,4 @@
-"""The tiny models that both tools fuse, and how each method is asked for in either. Needs torch and safetensors only."""
+"""The tiny models that both tools fuse, and how each method is asked for. Needs torch and safetensors only."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ CASES: dict[str, dict[str, Any]] = {
         "ours": ("sce", {"keep": 0.25}),
         "theirs": {"merge_method": "sce", "parameters": {"select_topk": 0.25}},
     },
-    "slerp": {"ours": ("slerp", {"t": 0.3}), "theirs": {"merge_method": "slerp", "parameters": {"t": 0.3}}, "models": 1},
+    "slerp": {
+        "ours": ("slerp", {"t": 0.3}), "theirs": {"merge_method": "slerp", "parameters": {"t": 0.3}},
+        "models": 1,
+    },
     "nuslerp": {
         "ours": ("nuslerp", {}), "theirs": {"merge_method": "nuslerp", "parameters": {"nuslerp_flatten": True}},
         "weights": [0.7, 0.3], "models": 2,
