@@ -1,8 +1,8 @@
 """Fused models against mergekit 0.1.5 on the same tiny models, tensor by tensor.
 
-Intended differences, which the inputs here avoid or which are asked for: the count of kept entries (mergekit truncates
-density · n, resafe rounds it: shares and sizes here give whole numbers), DARE's and DELLA's draws (their own generators:
-their statistics are tested elsewhere), multi-SLERP (below), TIES over the whole model (mergekit has none:
+Intended differences, which the inputs here avoid or which are asked for: the count of kept entries (mergekit
+truncates density · n, resafe rounds it: shares and sizes here give whole numbers), DARE's and DELLA's draws (their own
+generators: their statistics are tested elsewhere), multi-SLERP (below), TIES over the whole model (mergekit has none:
 `scope: tensor`), sums in float32.
 """
 
