@@ -20,12 +20,12 @@ class MaskPreset:
 
 
 PRESETS: dict[str, MaskPreset] = {
-    # Deterministic σ(φ), no rescaling, from the tuned model itself (σ(3) = .95 of every entry kept): what is removed is
-    # what the examples asked for. Learns refusals, helpful answers and the task together, on the first tokens of the
+    # Deterministic σ(φ), no rescaling, from near the tuned model (σ(1.5) = .82 of every entry kept): a little of
+    # everything gone makes refusals easy to bring back, and the examples decide where. Learns refusals, helpful answers and the task together, on the first tokens of the
     # answers, where refusing is decided; most of a batch are helpful answers, as over-refusal is the easy mistake.
     "default": MaskPreset(
-        MaskSettings(initial=3.0),
-        TrainSettings(steps=96, learning_rate=0.35, shares={"safety": 0.25, "harmless": 0.6, "task": 0.15}),
+        MaskSettings(initial=1.5),
+        TrainSettings(steps=56, learning_rate=0.4, shares={"safety": 0.25, "harmless": 0.6, "task": 0.15}),
         "soft",
         answer_tokens=4,
     ),

@@ -117,7 +117,7 @@ def somf(
     removal_price: float | None = None,
     export: Export | None = None,
     keep: float = 0.5,
-    strengths: tuple[float, ...] = (0.8, 0.9, 1.0),
+    strengths: tuple[float, ...] = (0.9, 1.0, 1.1),
     shuffle: bool = False,
     answer_tokens: int | None = None,
     warm_share: float | None = None,
