@@ -21,8 +21,9 @@ class MaskPreset:
 
 PRESETS: dict[str, MaskPreset] = {
     # Deterministic σ(φ), no rescaling, from near the tuned model (σ(1.5) = .82 of every entry kept): a little of
-    # everything gone makes refusals easy to bring back, and the examples decide where. Learns refusals, helpful answers and the task together, on the first tokens of the
-    # answers, where refusing is decided; most of a batch are helpful answers, as over-refusal is the easy mistake.
+    # everything gone makes refusals easy to bring back, and the examples decide where. Learns refusals, helpful answers
+    # and the task together, on the first tokens of the answers, where refusing is decided; most of a batch are helpful
+    # answers, as over-refusal is the easy mistake.
     "default": MaskPreset(
         MaskSettings(initial=1.5),
         TrainSettings(steps=56, learning_rate=0.4, shares={"safety": 0.25, "harmless": 0.6, "task": 0.15}),
