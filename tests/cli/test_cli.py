@@ -425,3 +425,24 @@ def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     reporter.bar("train", "steps")(1, 1, {})
     assert capsys.readouterr() == ("", "")
     assert os.environ.get("RESAFE_CACHE") != ""
+
+
+def test_fusion_files(cli: Cli, models: Path, tmp_path: Path) -> None:
+    file = tmp_path / "fuse.yaml"
+    file.write_text(f"base: {models / 'a'}\nmodels: ['{models / 'b'}']\nmethod: ties\nsettings: {{keep: 0.5}}\n")
+    assert "valid" in cli("validate", file)[1]
+    check_mistake(cli("validate", file, "settings.kep=1"), "did you mean 'keep'?")
+    planned = json.loads(cli("plan", file, "--json")[1])
+    assert planned["fused"] == planned["tensors"] > 10
+    assert planned["passes"] == 3
+    assert planned["bytes_written"] > 0
+    out = tmp_path / "fused"
+    told = json.loads(cli("fuse", file, "--out", out, "--threads", "1", "--memory", "1GB", "--json", "--quiet")[1])
+    assert told["committed"] and len(told["files"]) == planned["files"] > 1
+    checked = json.loads(cli("verify", out, "--json")[1])
+    assert checked == {"files": planned["files"], "problems": {}}
+    next(out.glob("*.safetensors")).unlink()
+    assert cli("verify", out)[0] == 1
+    check_mistake(cli("fuse", file), "no output directory is named", "--out DIRECTORY")
+    check_mistake(cli("fuse", file, f"models=[{models / 'short'}]", "--out", out), "vocabulary")
+    check_mistake(cli("verify", models / "a"), "has no resafe-receipts.json")

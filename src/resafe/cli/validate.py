@@ -9,12 +9,19 @@ import typer
 
 
 def validate(
-    recipe: Annotated[Path, typer.Argument(help="a recipe")],
+    recipe: Annotated[Path, typer.Argument(help="a recipe, or a fusion file")],
     overrides: Annotated[list[str] | None, typer.Argument(help="fields to set: a.b=c")] = None,
 ) -> None:
-    """Check a recipe: fields, values, methods and their settings. Trains nothing, loads no model."""
-    from resafe.recipe import load_recipe
+    """Check a recipe or a fusion file: fields, values, methods and their settings. Trains nothing, loads no model."""
+    from resafe.recipe import is_fusion, load_fuse, load_recipe
 
+    if is_fusion(recipe):
+        fusion = load_fuse(recipe, overrides or [])
+        from resafe.fusion import FUSION
+
+        FUSION.get(fusion.method).check(fusion.settings)
+        typer.echo(f"{recipe}: valid")
+        return
     loaded = load_recipe(recipe, overrides or [])
     from resafe.recipe.realign_stages import check_methods  # loads torch, so after the recipe's own mistakes
 

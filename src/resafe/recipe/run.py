@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from resafe.checkpoints import load_model, save_model
+from resafe.checkpoints import ensure_space, load_model, save_model
 from resafe.provenance import digest_value, versions
 from resafe.realign import REALIGN
 from resafe.recipe.context import Context, read_json
@@ -68,6 +68,8 @@ def run_recipe(recipe: Recipe, out: Path, reporter: Reporter | None = None) -> O
     """
     reporter = reporter or Silent()
     check_methods(recipe)
+    if not (out / "stages").is_dir():  # a new run writes nothing where there is no room
+        ensure_space(out, _ROOM)
     run = Run(out, reporter.say, _ROOM)
     context = Context(recipe, run, reporter)
     context.check()
