@@ -19,7 +19,7 @@ def main() -> None:
         f"`resafe run recipes/{root.name}.yaml`: {results.seconds / 60:.1f} minutes "
         f"and {results.peak_memory_gb:.1f} GB on {os.cpu_count()} CPU cores ({platform.machine()}), "
         f"seed {results.seed}; "
-        f"{results.items['harmful']} harmful and {results.items['harmless']} harmless questions, 300 items a task."
+        f"{results.items['harmful']} harmful and {results.items['harmless']} harmless questions."
     )
     name = root.name
     block = f"<!-- table:{name} -->\n{markdown_table(results)}\n{note}\n<!-- /table:{name} -->"

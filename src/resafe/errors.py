@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class ResafeError(Exception):
     """Something failed that resafe can explain.
@@ -32,3 +34,9 @@ class GateError(ResafeError):
     """A measured figure did not meet the bound that the user set."""
 
     exit_code = 3
+
+
+def listed(problems: Sequence[str], most: int = 10) -> str:
+    """Problems for a message, a line each, and how many more there are than `most`."""
+    more = len(problems) - most
+    return "\n  ".join(problems[:most]) + (f"\n  and {more} more" if more > 0 else "")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resafe.errors import InputError
+from resafe.errors import InputError, listed
 
 if TYPE_CHECKING:
     from resafe.checkpoints.reader import Checkpoint
@@ -22,7 +22,6 @@ _PREFIX = "base_model.model."
 _PART = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|base_layer)(?:\.(?P<leaf>weight|bias))?"
 )
-_NAMED_AT_MOST = 10
 
 Shape = tuple[int, ...]
 
@@ -133,10 +132,8 @@ def check_shapes_fit(shapes: Mapping[str, Shape], config: Mapping[str, Any], bas
         first = next(iter(module.parts.values()))
         problems += [f"{first}: {problem}" for problem in _module_problems(module, parts, config, base)]
     if problems:
-        more = len(problems) - _NAMED_AT_MOST
-        listed = "\n  ".join(problems[:_NAMED_AT_MOST]) + (f"\n  and {more} more" if more > 0 else "")
         raise InputError(
-            f"{where}: adapter of another base, it does not fit {base.reference}:\n  {listed}",
+            f"{where}: adapter of another base, it does not fit {base.reference}:\n  {listed(problems)}",
             "give the base it was trained on: BASE+ADAPTER",
         )
 

@@ -10,9 +10,8 @@ import torch
 from resafe.checkpoints.adapter import check_adapter_fits
 from resafe.checkpoints.header import TensorInfo
 from resafe.checkpoints.reader import Checkpoint
-from resafe.errors import InputError
+from resafe.errors import InputError, listed
 
-_NAMED_AT_MOST = 10
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|lm_head|wte|embed_in|embed_out|word_embeddings)\.weight$")
 
 
@@ -44,10 +43,8 @@ def check_same_shapes(aligned: Checkpoint, tuned: Checkpoint) -> None:
         if other is not None:
             problems += _differences(info, other, _vocabularies(aligned, tuned))
     if problems:
-        more = len(problems) - _NAMED_AT_MOST
-        listed = "\n  ".join(problems[:_NAMED_AT_MOST]) + (f"\n  and {more} more" if more > 0 else "")
         raise InputError(
-            f"{tuned.reference} does not have the tensors of {aligned.reference}:\n  {listed}",
+            f"{tuned.reference} does not have the tensors of {aligned.reference}:\n  {listed(problems)}",
             "the tuned model must come from the aligned one, with the same architecture and vocabulary",
         )
 

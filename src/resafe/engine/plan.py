@@ -18,11 +18,10 @@ from resafe.engine.coefficients import Coefficients
 from resafe.engine.layout import Placed, Unit, lay_out, lay_out_like
 from resafe.engine.request import Request
 from resafe.engine.sources import SCALE_SUFFIXES, Files, ModelSource, Source, rows_of, source_of
-from resafe.errors import InputError
+from resafe.errors import InputError, listed
 from resafe.fusion import FUSION, Fusion
 from resafe.provenance import digest_value
 
-_NAMED_AT_MOST = 20
 _BUFFERS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")  # recomputed by every implementation
 
 
@@ -152,10 +151,8 @@ def build_plan(request: Request, cache: Path | None = None) -> Plan:
     fusion.resolved()
     problems += FUSION.get(request.method).traits["check"](len(models))
     if problems:
-        more = len(problems) - _NAMED_AT_MOST
-        listed = "\n  ".join(problems[:_NAMED_AT_MOST]) + (f"\n  and {more} more" if more > 0 else "")
         raise InputError(
-            f"the models cannot be fused onto {base.reference}:\n  {listed}",
+            f"the models cannot be fused onto {base.reference}:\n  {listed(problems)}",
             "all models must come from the base, with its architecture and vocabulary",
         )
     placed = [_placed(info, request, models) for info in wanted.values()]
