@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from resafe.errors import InputError
@@ -316,7 +317,8 @@ def killed_when(tiny: TinyRun, out: Path, place: Path, pattern: str) -> None:
     """
     recipe = place / "tiny.yaml"
     recipe.write_text(yaml.safe_dump(tiny.raw, sort_keys=False))  # the order of entries is that of the stages
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    threads = str(torch.get_num_threads())  # as many as this process has: another number rounds sums otherwise
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     arguments = [str(out), pattern, "run", str(recipe), "--out", str(out), "--quiet"]
     done = subprocess.run(
         [sys.executable, "-c", WATCHED, *arguments], env=environment, capture_output=True, text=True, check=False
