@@ -7,8 +7,50 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _SHORT = 256  # positions: up to here a whole score matrix of a batch costs little memory
+_NAME = "resafe_grouped"
+
+
+def grouped_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention as plain products, one for all query heads that share a key head.
+
+    The usual eager attention copies every key and value once for each query head first. In decoding, where a query is a
+    single position, those copies and the many products of one row cost more than the attention itself.
+
+    Args:
+        module: The attention module; says whether it trains.
+        query: (batch, heads, positions, width).
+        key: (batch, key heads, all positions, width); heads is a multiple of key heads.
+        value: As `key`.
+        attention_mask: Added to the scores, (batch or 1, 1, positions, all positions); None adds nothing.
+        scaling: Factor of the scores; None is 1 / √width.
+        dropout: Of the attention weights, in training.
+
+    Returns:
+        (batch, positions, heads, width), and None for the weights.
+    """
+    batch, heads, positions, width = query.shape
+    groups, everything = batch * key.shape[1], key.shape[2]
+    scaled = query * (width**-0.5 if scaling is None else scaling)
+    scores = torch.bmm(scaled.reshape(groups, -1, width), key.reshape(groups, everything, width).transpose(1, 2))
+    scores = scores.view(batch, heads, positions, everything)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+    weights = torch.nn.functional.dropout(weights, dropout, module.training)
+    mixed = torch.bmm(weights.view(groups, -1, everything), value.reshape(groups, everything, width))
+    return mixed.view(batch, heads, positions, width).transpose(1, 2).contiguous(), None
 
 
 @contextmanager
@@ -29,8 +71,18 @@ def short_attention(model: Any, longest: int) -> Iterator[None]:
     if not fused or weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or longest > _SHORT:
         yield
         return
-    inner.set_attn_implementation("eager")
+    _register()
+    inner.set_attn_implementation(_NAME)
     try:
         yield
     finally:
         inner.set_attn_implementation("sdpa")
+
+
+def _register() -> None:
+    """Makes the attention known to transformers by name, with masks that are added to scores."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    AttentionInterface.register(_NAME, grouped_attention)
+    AttentionMaskInterface.register(_NAME, eager_mask)
