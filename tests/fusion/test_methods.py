@@ -9,7 +9,7 @@ from peft.utils import merge_utils
 from resafe.errors import InputError
 from resafe.fusion import FUSION, Context, Fusion
 from resafe.fusion.dare import drop_and_rescale
-from resafe.tensors import uniform
+from resafe.tensors import bernoulli
 
 
 def deltas(count: int = 3, shape: tuple[int, ...] = (6, 10), seed: int = 0) -> list[torch.Tensor]:
@@ -72,7 +72,7 @@ def test_ties_gradients_reach_survivors_only():
 def test_dare_against_the_formula():
     taus = deltas(2)
     found = Fusion("dare", {"drop": 0.3, "weight": 0.5}, seed=5, models=("x", "y")).combine("w", taus)
-    kept = [(uniform((6, 10), 5, "dare", model, "w") < 0.7).float() for model in "xy"]
+    kept = [bernoulli((6, 10), 0.7, 5, "dare", model, "w") for model in "xy"]
     wanted = 0.5 * sum(tau * keep / 0.7 for tau, keep in zip(taus, kept, strict=True))
     torch.testing.assert_close(found, wanted)
     again = Fusion("dare", {"drop": 0.3, "weight": 0.5}, seed=5, models=("x", "y")).combine("w", taus)

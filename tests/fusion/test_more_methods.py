@@ -12,7 +12,7 @@ from resafe.errors import InputError
 from resafe.fusion import FUSION, Fusion
 from resafe.fusion.della import keep_probabilities
 from resafe.fusion.slerp import arc
-from resafe.tensors import uniform
+from resafe.tensors import bernoulli
 
 
 def deltas(count: int = 3, shape: tuple[int, ...] = (6, 10), seed: int = 0) -> list[torch.Tensor]:
@@ -49,7 +49,7 @@ def test_a_coefficient_of_zero_leaves_a_model_out_of_the_sum(name):
 
 def test_dare_ties_by_hand():
     taus = deltas(3)
-    keep = [uniform((6, 10), 0, "dare", str(k), "w") < 0.5 for k in range(3)]
+    keep = [bernoulli((6, 10), 0.5, 0, "dare", str(k), "w") for k in range(3)]
     rescaled = [2 * t * k for t, k in zip(taus, keep, strict=True)]
     total = sum(rescaled)
     sign = torch.where(total >= 0, 1.0, -1.0)

@@ -23,7 +23,7 @@ from resafe.engine.compute import Computer
 from resafe.engine.inputs import InputDigests
 from resafe.engine.layout import Unit, index_of
 from resafe.engine.plan import Plan
-from resafe.engine.pool import in_order, single_threaded_tensors, usable_cores
+from resafe.engine.pool import in_order, memory_kept, single_threaded_tensors, usable_cores
 from resafe.engine.receipts import Receipt, read_receipt, read_receipts, write_receipts
 from resafe.engine.spans import Span, tasks_of
 from resafe.engine.stage import Stage, entered, stage_of
@@ -81,6 +81,7 @@ def execute(
     with (
         entered(stage, plan.digest, rank, world),
         single_threaded_tensors(workers),
+        memory_kept(),
         InputDigests(plan) as digests,
         contextlib.closing(plan.files),
     ):

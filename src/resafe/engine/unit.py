@@ -6,7 +6,9 @@ import errno
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from resafe.engine.compute import Computer
@@ -17,7 +19,8 @@ from resafe.engine.sources import bytes_of, rows_of
 from resafe.engine.spans import Span, tasks_of
 from resafe.errors import ResafeError
 
-_HASHED_AT_ONCE = 1 << 22
+_AT_ONCE = 1 << 20  # hashed: what was just written and read is still in a cache
+_SYNCED_AT_ONCE = 1 << 28
 
 Tick = Callable[[int], None]
 """Called with the number of bytes that were just written."""
@@ -49,9 +52,9 @@ def run_unit(computer: Computer, unit: Unit, stage: Path, threads: int, tick: Ti
         try:
             _reserve(descriptor, unit.nbytes)
             _write(descriptor, unit.header, 0)
-            facts = _fill(computer, unit, descriptor, threads, tick)
-            digest = _digest(descriptor, unit.nbytes)
-            os.fsync(descriptor)
+            with Follower(descriptor) as follower:
+                facts = _fill(computer, unit, descriptor, threads, follower, tick)
+                digest = follower.finish(unit.nbytes)
         finally:
             os.close(descriptor)
         os.replace(partial, stage / unit.file)
@@ -69,7 +72,7 @@ def run_unit(computer: Computer, unit: Unit, stage: Path, threads: int, tick: Ti
 
 
 def _fill(
-    computer: Computer, unit: Unit, descriptor: int, threads: int, tick: Tick | None
+    computer: Computer, unit: Unit, descriptor: int, threads: int, follower: Follower, tick: Tick | None
 ) -> tuple[float, dict[str, int], dict[str, int]]:
     """Computes and writes all tensors; Σ x² of the fused ones, and which of them hold NaN and infinite values."""
 
@@ -89,7 +92,10 @@ def _fill(
         return written, facts
 
     squares, nans, infs = 0.0, dict[str, int](), dict[str, int]()
+    complete = len(unit.header)
     for written, facts in in_order(work, tasks_of(unit, computer.undivided), threads):
+        complete += written  # tasks come in the order of the file
+        follower.advance(complete)
         for name, part, nan, inf in facts:
             squares += part
             for found, count in ((nans, nan), (infs, inf)):
@@ -119,20 +125,61 @@ def _write(descriptor: int, data: bytes | memoryview, offset: int) -> int:
     return done
 
 
-def _digest(descriptor: int, nbytes: int) -> str:
-    """SHA-256 of what was written, read back: a failing disk is found here."""
-    hasher = hashlib.sha256()
-    for block in _blocks(descriptor, nbytes):
-        hasher.update(block)
-    return hasher.hexdigest()
+class Follower:
+    """Digests a file and brings it to the disk behind those who write it, in two threads of its own.
 
+    Hashing and waiting for the disk after the last byte would each add a third to the time of a light method.
 
-def _blocks(descriptor: int, nbytes: int) -> Iterator[memoryview]:
-    buffer = memoryview(bytearray(min(nbytes, _HASHED_AT_ONCE)))
-    place = 0
-    while place < nbytes:
-        count = os.preadv(descriptor, [buffer[: min(len(buffer), nbytes - place)]], place)
-        if count == 0:
-            raise OSError(errno.EIO, "the file is shorter than what was written")
-        yield buffer[:count]
-        place += count
+    Args:
+        descriptor: The file, open for reading and writing.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._hasher, self._hashed, self._synced = hashlib.sha256(), 0, 0
+        self._buffer = memoryview(bytearray(_AT_ONCE))
+        self._hashing = ThreadPoolExecutor(1, thread_name_prefix="resafe-hash")
+        self._syncing = ThreadPoolExecutor(1, thread_name_prefix="resafe-sync")
+        self._waiting: deque[Future[None]] = deque()
+
+    def __enter__(self) -> Follower:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends the threads; what they have not begun is left."""
+        for pool in (self._hashing, self._syncing):
+            pool.shutdown(cancel_futures=True)
+
+    def advance(self, complete: int) -> None:
+        """Everything before byte `complete` is written.
+
+        Raises:
+            OSError: The disk failed.
+        """
+        while self._waiting and self._waiting[0].done():
+            self._waiting.popleft().result()
+        self._waiting.append(self._hashing.submit(self._hash, complete))
+        if complete - self._synced >= _SYNCED_AT_ONCE:
+            self._synced = complete
+            self._waiting.append(self._syncing.submit(os.fsync, self._descriptor))
+
+    def finish(self, nbytes: int) -> str:
+        """SHA-256 of the whole file of so many bytes, which is then on the disk.
+
+        Raises:
+            OSError: The disk failed, or the file is shorter.
+        """
+        self.advance(nbytes)
+        self._waiting.append(self._syncing.submit(os.fsync, self._descriptor))
+        for future in self._waiting:
+            future.result()
+        return self._hasher.hexdigest()
+
+    def _hash(self, complete: int) -> None:
+        while self._hashed < complete:
+            size = min(_AT_ONCE, complete - self._hashed)
+            count = os.preadv(self._descriptor, [self._buffer[:size]], self._hashed)
+            if count == 0:
+                raise OSError(errno.EIO, "the file is shorter than what was written")
+            self._hasher.update(self._buffer[:count])
+            self._hashed += count

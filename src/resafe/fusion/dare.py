@@ -27,7 +27,7 @@ def drop_and_rescale(delta: Tensor, drop: float, seed: int, *names: str, start: 
     if not 0 <= drop < 1:
         raise InputError(f"DARE cannot drop a share of {drop:g}", "give a share of at least 0 and below 1")
     keep = bernoulli(tuple(delta.shape), 1.0 - drop, seed, "dare", *names, start=start, device=delta.device)
-    return delta * keep / (1.0 - drop)
+    return (delta * keep).div_(1.0 - drop)
 
 
 def dropped(deltas: Sequence[Tensor], drop: float, context: Context) -> list[Tensor]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from torch import Tensor
 
 from resafe.fusion.base import FUSION, Context, FirstPass
+from resafe.registry import Method
 
 ReadDeltas = Callable[[str], Sequence[Tensor]]
 """Tensor name → the task vectors of that tensor, one a model."""
@@ -30,25 +32,32 @@ class Fusion:
     seed: int = 0
     models: tuple[str, ...] = ()
 
+    @cached_property
+    def _method(self) -> Method:
+        return FUSION.get(self.name)
+
     @property
     def linear(self) -> bool:
         """Whether a shared mask may be applied after the fusion instead of before it."""
-        return bool(FUSION.get(self.name).traits["linear"])
+        return bool(self._method.traits["linear"])
 
     def resolved(self) -> dict[str, Any]:
         """All settings, defaults included, checked against the method's signature."""
-        method = FUSION.get(self.name)
-        given = method.check(self.settings)
-        return {parameter.name: given.get(parameter.name, parameter.default) for parameter in method.parameters}
+        return dict(self._resolved)
+
+    @cached_property
+    def _resolved(self) -> dict[str, Any]:  # asked for again with every part of every tensor
+        given = self._method.check(self.settings)
+        return {parameter.name: given.get(parameter.name, parameter.default) for parameter in self._method.parameters}
 
     def rounds(self, scope: Literal["model", "tensor"]) -> int:
         """Rounds of the first pass, if its totals are taken over that scope; else 0."""
-        first_pass, settings = self._first_pass, self.resolved()
+        first_pass, settings = self._first_pass, self._resolved
         return 0 if first_pass is None or first_pass.scope(settings) != scope else first_pass.rounds(settings)
 
     @property
     def _first_pass(self) -> FirstPass | None:
-        found: FirstPass | None = FUSION.get(self.name).traits["first_pass"]
+        found: FirstPass | None = self._method.traits["first_pass"]
         return found
 
     def summarise(self, deltas: Sequence[Tensor], round_: int, totals: dict[str, Any]) -> Tensor:
@@ -68,7 +77,7 @@ class Fusion:
         """All rounds of the first pass over parts that are gone through once a round; {} for a method without one."""
         totals: dict[str, Any] = {}
         first_pass = self._first_pass
-        for round_ in range(first_pass.rounds(self.resolved()) if first_pass is not None else 0):
+        for round_ in range(first_pass.rounds(self._resolved) if first_pass is not None else 0):
             known = totals
             totals = self.total((self.summarise(part, round_, known) for part in parts()), round_, known)
         return totals
@@ -97,5 +106,5 @@ class Fusion:
         """
         known = statistics or self.gather(lambda: [deltas])
         context = Context(name, self.seed, self.models, known, tuple(weights), start)
-        fused: Tensor = FUSION.get(self.name).function(deltas, context, **self.resolved())
+        fused: Tensor = self._method.function(deltas, context, **self._resolved)
         return fused

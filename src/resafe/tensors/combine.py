@@ -25,5 +25,5 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         raise ValueError(f"{len(tensors)} tensors and {len(weights)} weights")
     total = tensors[0].to(torch.float32) * weights[0]
     for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
-        total = torch.add(total, tensor.to(torch.float32), alpha=weight)
+        total.add_(tensor.to(torch.float32), alpha=weight)  # in place: a new buffer for each would leave the cache
     return total

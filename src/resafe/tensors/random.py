@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -33,17 +34,24 @@ _CHUNK = {"cpu": 1 << 16, "other": 1 << 24}
 """Numbers made at a time. On a CPU the passes over them stay in its cache; elsewhere this bounds the memory only."""
 
 
-def _mix(bits: Tensor, spare: Tensor) -> Tensor:
-    """SplitMix64's finaliser in place, then the upper 53 bits; `spare` has the shape of `bits`."""
+def _mixed(start: int, count: int, key: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:
+    """SplitMix64's numbers start … start + count − 1 of a stream: chunks (first number, int64 of all their bits).
 
-    def shifted(count: int) -> Tensor:
-        # torch's >> on int64 copies the sign bit; the mixing function needs zeros shifted in.
-        return torch.bitwise_right_shift(bits, count, out=spare).bitwise_and_((1 << (64 - count)) - 1)
-
-    bits.bitwise_xor_(shifted(30)).mul_(_MIX_1)
-    bits.bitwise_xor_(shifted(27)).mul_(_MIX_2)
-    bits.bitwise_xor_(shifted(31))
-    return shifted(11)
+    A chunk's memory is used again for the next one.
+    """
+    chunk = min(_CHUNK.get(device.type, _CHUNK["other"]), count)
+    steps = torch.arange(1, chunk + 1, dtype=torch.int64, device=device).mul_(_GOLDEN)
+    whole, spare = torch.empty_like(steps), torch.empty_like(steps)
+    for first in range(start, start + count, max(1, chunk)):
+        size = min(chunk, start + count - first)
+        bits = torch.add(steps[:size], _signed((first * _GOLDEN + key) % (1 << 64)), out=whole[:size])
+        for shift, factor in ((30, _MIX_1), (27, _MIX_2), (31, 1)):
+            # torch's >> on int64 copies the sign bit; the mixing function needs zeros shifted in.
+            moved = torch.bitwise_right_shift(bits, shift, out=spare[:size]).bitwise_and_((1 << (64 - shift)) - 1)
+            bits.bitwise_xor_(moved)
+            if factor != 1:
+                bits.mul_(factor)
+        yield first, bits
 
 
 def uniform(
@@ -58,19 +66,10 @@ def uniform(
         start: Flat index of the first element, so that a chunk of a tensor gets the numbers it has in the whole.
         device: Where to make them; the bits do not depend on it.
     """
-    count = math.prod(shape)
-    key = stream_key(seed, *names)
-    found = torch.empty(count, dtype=torch.float32, device=device)
-    chunk = _CHUNK.get(found.device.type, _CHUNK["other"])
-    steps = torch.arange(1, min(chunk, count) + 1, dtype=torch.int64, device=device).mul_(_GOLDEN)
-    bits, spare = torch.empty_like(steps), torch.empty_like(steps)
-    fraction = torch.empty_like(steps, dtype=torch.float64)
-    for first in range(0, count, chunk):
-        size = min(chunk, count - first)
-        offset = _signed(((start + first) * _GOLDEN + key) % (1 << 64))
-        torch.add(steps[:size], offset, out=bits[:size])
-        fraction[:size].copy_(_mix(bits[:size], spare[:size])).add_(0.5).div_(1 << 53)
-        found[first : first + size].copy_(fraction[:size])
+    found = torch.empty(math.prod(shape), dtype=torch.float32, device=device)
+    for at, bits in _mixed(start, len(found), stream_key(seed, *names), found.device):
+        upper = bits.bitwise_right_shift_(11).bitwise_and_((1 << 53) - 1)
+        found[at - start : at - start + len(bits)].copy_(upper.to(torch.float64).add_(0.5).div_(1 << 53))
     # Rounding to float32 may give exactly 1, whose logit is infinite: keep strictly inside the interval.
     return found.clamp_(1e-7, 1 - 6e-8).reshape(shape)
 
@@ -83,8 +82,22 @@ def bernoulli(
     start: int = 0,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Ones with the given probability and zeros otherwise, float32, keyed as in `uniform`."""
-    return (uniform(shape, seed, *names, start=start, device=device) < probability).to(torch.float32)
+    """Ones with the given probability and zeros otherwise, float32, keyed as in `uniform`.
+
+    The probability is rounded to a multiple of 2⁻³². One 64-bit number serves two neighbouring entries.
+    """
+    count = math.prod(shape)
+    kept = torch.empty(count, dtype=torch.float32, device=device)
+    bound = round(probability * (1 << 32)) - (1 << 31)  # among signed 32-bit integers
+    if not -(1 << 31) < bound < (1 << 31):
+        return kept.fill_(float(bound > 0)).reshape(shape)
+    first, last = start // 2, (start + count + 1) // 2
+    for at, bits in _mixed(first, last - first, stream_key(seed, *names), kept.device):
+        low = max(2 * at, start)
+        high = min(2 * (at + len(bits)), start + count)
+        draws = bits.view(torch.int32)[low - 2 * at : high - 2 * at]
+        torch.lt(draws, bound, out=kept[low - start : high - start])
+    return kept.reshape(shape)
 
 
 def shuffled(tensor: Tensor, seed: int, *names: str) -> Tensor:

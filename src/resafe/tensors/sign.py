@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -20,8 +20,8 @@ def elect_sign(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """
     mass = torch.zeros_like(tensors[0], dtype=torch.float32)
     for tensor, weight in zip(tensors, weights, strict=True):
-        mass = mass + weight * tensor.detach().to(torch.float32)
-    return torch.where(mass >= 0, 1.0, -1.0)
+        mass.add_(tensor.detach().to(torch.float32), alpha=weight)
+    return torch.copysign(torch.ones((), device=mass.device), mass)  # a sum that cancels is +0
 
 
 def agreeing_mean(tensors: Sequence[Tensor], weights: Sequence[float], sign: Tensor) -> Tensor:
@@ -29,20 +29,21 @@ def agreeing_mean(tensors: Sequence[Tensor], weights: Sequence[float], sign: Ten
 
     Differentiable in the tensors; entries where none agrees are zero. With equal weights this is TIES' plain mean.
     """
-    total = torch.zeros_like(sign)
-    mass = torch.zeros_like(sign)
-    for tensor, weight in zip(tensors, weights, strict=True):
-        value = tensor.to(torch.float32)
-        agrees = ((value.detach() * sign) > 0).to(torch.float32)
-        total = total + weight * value * agrees
-        mass = mass + abs(weight) * agrees
-    return total / mass.clamp_min(torch.finfo(torch.float32).tiny)
+    total, mass = torch.zeros_like(sign), torch.zeros_like(sign)
+    for part, weight in zip(_agreeing(tensors, sign), weights, strict=True):
+        total.add_(part, alpha=weight)
+        mass.add_(part.detach().sign(), alpha=abs(weight))
+    return total.mul_(sign).div_(mass.clamp_min_(torch.finfo(torch.float32).tiny))
 
 
 def agreeing_sum(tensors: Sequence[Tensor], weights: Sequence[float], sign: Tensor) -> Tensor:
     """Weighted sum at each entry over the task vectors whose sign is the elected one; differentiable in the tensors."""
     total = torch.zeros_like(sign)
-    for tensor, weight in zip(tensors, weights, strict=True):
-        value = tensor.to(torch.float32)
-        total = total + weight * value * ((value.detach() * sign) > 0)
-    return total
+    for part, weight in zip(_agreeing(tensors, sign), weights, strict=True):
+        total.add_(part, alpha=weight)
+    return total.mul_(sign)
+
+
+def _agreeing(tensors: Sequence[Tensor], sign: Tensor) -> Iterator[Tensor]:
+    """|t_k| where its sign is the elected one, zero elsewhere: a product and a maximum, both of which vectorise."""
+    return ((tensor.to(torch.float32) * sign).relu_() for tensor in tensors)
