@@ -10,7 +10,7 @@ from torch import Tensor
 from resafe.engine.layout import Placed
 from resafe.engine.plan import Plan
 from resafe.engine.sources import read_rows, rows_of
-from resafe.engine.spans import Span
+from resafe.engine.spans import SUMMARISED, Span
 
 
 class Computer:
@@ -42,14 +42,14 @@ class Computer:
         """Totals for the tensor of an undivided span: the model's, or its own where the method takes them by tensor."""
         if not self._by_tensor:
             return self.totals
-        return self.plan.fusion.gather(lambda: (self.deltas(piece)[1] for piece in span.pieces()))
+        return self.plan.fusion.gather(lambda: (self.deltas(piece)[1] for piece in span.pieces(SUMMARISED)))
 
     def summarise(self, span: Span, round_: int) -> Tensor | None:
         """The summary of a span in a round of the first pass over the model; None for tensors that no model changes."""
         if not span.tensor.fused:
             return None
         found = None
-        for piece in span.pieces():
+        for piece in span.pieces(SUMMARISED):
             summary = self.plan.fusion.summarise(self.deltas(piece)[1], round_, self.totals)
             found = summary if found is None else found + summary
         return found

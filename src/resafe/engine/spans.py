@@ -10,6 +10,8 @@ from resafe.engine.sources import rows_of
 
 PIECE = 1 << 17
 """Entries that are computed at once: float32 copies of a few models' pieces fit a core's cache."""
+SUMMARISED = 1 << 19
+"""Entries that are summarised at once: a histogram has more bins than a piece would fill."""
 _TASK = 1 << 23
 
 
@@ -26,10 +28,9 @@ class Span:
         """Entries."""
         return (self.stop - self.start) * rows_of(self.tensor.shape)[1]
 
-    def pieces(self, whole: bool = False) -> Iterator[Span]:
-        """The span in pieces of at most `PIECE` entries, whole rows each (or as one piece)."""
-        width = rows_of(self.tensor.shape)[1]
-        step = self.stop - self.start if whole else max(1, PIECE // max(1, width))
+    def pieces(self, size: int = PIECE) -> Iterator[Span]:
+        """The span in pieces of at most `size` entries, whole rows each."""
+        step = max(1, size // max(1, rows_of(self.tensor.shape)[1]))
         for start in range(self.start, self.stop, max(1, step)):
             yield Span(self.tensor, start, min(self.stop, start + step))
 
