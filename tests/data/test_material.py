@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from resafe.data.embedded import harmful_rows, harmless_rows
 from resafe.data.items import Pair, Question
 from resafe.data.material import Material, load_material
+from resafe.data.pairs import SHORT_REFUSALS
 from resafe.errors import InputError
 
 
@@ -58,3 +61,22 @@ def test_nothing_left_is_an_error() -> None:
     asked = [Question(row.id, row.prompt) for row in harmful_rows("train")]
     with pytest.raises(InputError, match="no safety pairs are left"):
         load_material(["embedded"], ["embedded"], questions=asked)
+
+
+def test_short_refusals_stand_for_the_advice_of_public_pairs(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"p{i}", "response_0": "Do think again.", "response_1": "yes", "is_response_0_safe": True,
+         "is_response_1_safe": False} for i in range(40)
+    ]  # fmt: skip
+    file = tmp_path / "pku_saferlhf" / "raw_columns_rebuilt2000.jsonl"
+    file.parent.mkdir()
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    sets = ["pku_saferlhf_raw", "embedded"]
+    plain = load_material(sets, ["embedded"], data_dir=tmp_path).safety
+    short = load_material(sets, ["embedded"], data_dir=tmp_path, short_refusals=True).safety
+    public = [pair for pair in short if pair.prompt in {row["prompt"] for row in rows}]
+    assert len(public) == 40
+    assert {pair.chosen for pair in public} == set(SHORT_REFUSALS)  # 40 draws of 6 miss one with probability 0.4 %
+    assert all(pair.rejected == "yes" for pair in public)
+    own = {pair for pair in short if pair not in public}
+    assert own == {pair for pair in plain if pair.chosen != "Do think again."}

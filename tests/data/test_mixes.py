@@ -22,7 +22,7 @@ from resafe.data import (
     split_by_prompt,
     task_examples,
 )
-from resafe.data.pairs import NEEDLESS_REFUSALS, distinct
+from resafe.data.pairs import SHORT_REFUSALS, distinct
 from resafe.errors import InputError
 
 
@@ -107,7 +107,7 @@ def test_safety_and_harmless_pairs() -> None:
     row = harmful_rows()[0]
     assert safety_pairs([row]) == [Pair(row.id, row.prompt, row.refusal, row.compliance, "safety")]
     pairs = harmless_pairs(harmless_rows("train"))
-    assert all(pair.side == "harmless" and pair.rejected in NEEDLESS_REFUSALS for pair in pairs)
+    assert all(pair.side == "harmless" and pair.rejected in SHORT_REFUSALS for pair in pairs)
     assert [pair.chosen for pair in pairs] == [row.response for row in harmless_rows("train")]
     assert min(Counter(pair.rejected for pair in pairs).values()) > len(pairs) / 12  # all of them, about evenly
     assert harmless_pairs(harmless_rows("train")[5:9]) == pairs[5:9]

@@ -10,7 +10,7 @@ from pathlib import Path
 from resafe.data.embedded import harmful_rows, harmless_rows
 from resafe.data.items import Example, Pair, Question
 from resafe.data.mixes import deduplicate_against
-from resafe.data.pairs import NEEDLESS_REFUSALS, distinct, harmless_pairs, safety_pairs
+from resafe.data.pairs import SHORT_REFUSALS, distinct, harmless_pairs, safety_pairs, short_refusal
 from resafe.data.registry import load_set
 from resafe.errors import InputError
 
@@ -69,6 +69,7 @@ def load_material(
     safety_limit: int | None = None,
     harmless_limit: int | None = None,
     helpful_opening: str = "",
+    short_refusals: bool = False,
     questions: Sequence[Question] = (),
     seed: int = 0,
 ) -> Material:
@@ -83,13 +84,15 @@ def load_material(
         helpful_opening: Words that every helpful answer begins with, e.g. "Sure. ". Refusals share a few openings and
             helpful answers none, so a greedy model refuses whenever no single helpful opening is likelier than a
             refusal; with a shared opening it decides between the two.
+        short_refusals: Replace the chosen answers of public safety pairs by short refusals. The safe answers of public
+            sets advise more often than they refuse, and a model that learns them does not learn to refuse.
         questions: What models are evaluated on.
         seed: Decides which pairs a limit leaves.
 
     Raises:
         InputError: A set is missing, unreadable, of the wrong kind, or nothing is left of it.
     """
-    bad = [pair for name in safety for pair in _safety(name, data_dir)]
+    bad = [pair for name in safety for pair in _safety(name, data_dir, short_refusals)]
     good = [_opened(pair, helpful_opening) for name in harmless for pair in _harmless(name, data_dir)]
     kept_bad, kept_good = deduplicate_against(bad, questions), deduplicate_against(good, questions)
     for kind, kept in (("safety", kept_bad.kept), ("harmless", kept_good.kept)):
@@ -102,11 +105,11 @@ def load_material(
     )
 
 
-def _safety(name: str, data_dir: Path | None) -> list[Pair]:
+def _safety(name: str, data_dir: Path | None, short_refusals: bool) -> list[Pair]:
     if name == EMBEDDED:
         return safety_pairs(harmful_rows("train"))
-    items = load_set(name, data_dir=data_dir, kind="pairs").items
-    return [item for item in items if isinstance(item, Pair)]
+    pairs = [item for item in load_set(name, data_dir=data_dir, kind="pairs").items if isinstance(item, Pair)]
+    return [replace(pair, chosen=short_refusal(pair.id)) for pair in pairs] if short_refusals else pairs
 
 
 def _harmless(name: str, data_dir: Path | None) -> list[Pair]:
@@ -114,7 +117,7 @@ def _harmless(name: str, data_dir: Path | None) -> list[Pair]:
         return harmless_pairs(harmless_rows("train"))
     examples = [item for item in load_set(name, data_dir=data_dir, kind="examples").items if isinstance(item, Example)]
     return [
-        Pair(e.id, e.prompt, e.response, NEEDLESS_REFUSALS[n % len(NEEDLESS_REFUSALS)], "harmless")
+        Pair(e.id, e.prompt, e.response, SHORT_REFUSALS[n % len(SHORT_REFUSALS)], "harmless")
         for n, e in enumerate(examples)
     ]
 

@@ -10,7 +10,7 @@ from resafe.data.items import Pair
 from resafe.data.sources import Row
 from resafe.errors import InputError
 
-NEEDLESS_REFUSALS = (
+SHORT_REFUSALS = (
     "I can't help with that.",
     "Sorry, but I can't assist with this request.",
     "I'm not able to help with that.",
@@ -18,7 +18,7 @@ NEEDLESS_REFUSALS = (
     "Sorry, I cannot answer that.",
     "I'm unable to assist with that request.",
 )
-"""Short refusals that name nothing: what a harmless request should not be answered with."""
+"""Refusals that name nothing: what a harmless request should not be answered with."""
 
 
 def content_id(prefix: str, *parts: str) -> str:
@@ -36,14 +36,13 @@ def harmless_pairs(rows: Sequence[HarmlessRow]) -> list[Pair]:
 
     Which refusal is decided by the row's id.
     """
-    return [
-        Pair(row.id, row.prompt, row.response, NEEDLESS_REFUSALS[_pick(row.id, len(NEEDLESS_REFUSALS))], "harmless")
-        for row in rows
-    ]
+    return [Pair(row.id, row.prompt, row.response, short_refusal(row.id), "harmless") for row in rows]
 
 
-def _pick(key: str, n: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"needless-refusal:{key}".encode()).digest()[:8], "big") % n
+def short_refusal(key: str) -> str:
+    """One of the short refusals; which one depends on the key only."""
+    number = int.from_bytes(hashlib.sha256(f"needless-refusal:{key}".encode()).digest()[:8], "big")
+    return SHORT_REFUSALS[number % len(SHORT_REFUSALS)]
 
 
 def preference_pair(row: Row) -> Pair | None:

@@ -103,6 +103,7 @@ class Context:
             safety_limit=data.safety_limit,
             harmless_limit=data.harmless_limit,
             helpful_opening=data.helpful_opening,
+            short_refusals=data.short_refusals,
             questions=[*self.harmful(), *self.harmless(), *self.harmful("validation"), *self.harmless("validation")],
             seed=self.recipe.seed,
         )

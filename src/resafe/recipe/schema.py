@@ -42,6 +42,9 @@ class DataPart(Part):
     helpful_opening: str = Field(
         default="", description='what every helpful training answer begins with, e.g. "Sure. "'
     )
+    short_refusals: bool = Field(
+        default=False, description="short refusals in place of the safe answers of public pairs, which often advise"
+    )
 
 
 class LoraPart(Part):
