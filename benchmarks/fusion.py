@@ -2,7 +2,7 @@
 
 TinyLlama-1.1B shapes in bfloat16: a base and three tuned models, 2.2 GB each, random weights. All figures of one call
 come from one run on one machine, page cache warm (every input is read once before). Times are those of whole processes,
-the imports included. Inputs are hashed once and their digests remembered; the first fusion pays for it and stands apart.
+the imports included. Inputs are hashed once and their digests remembered; the first fusion pays, and stands apart.
 
     python benchmarks/fusion.py [--json] [--dir DIR] [--rounds 3] [--mergekit PYTHON] [--methods linear,ties,...]
 
