@@ -45,11 +45,12 @@ def realign(context: Context, name: str, aligned: Stage, tuned: dict[str, Stage]
         write_json(path / "selection.json", selection)
         return {"strength": chosen.strength, **family.facts}
 
+    method = REALIGN.get(part.method)
     depends = {
         "part": part.model_dump(mode="json", exclude={"title", "kind"}),  # these are for the report alone
         # A default that changes with the code changes the result as much as a setting in the recipe does.
-        "defaults": [str(parameter) for parameter in REALIGN.get(part.method).parameters],
-        "presets": {name: asdict(preset) for name, preset in PRESETS.items()},
+        "defaults": [str(parameter) for parameter in method.parameters],
+        "presets": {key: asdict(preset) for key, preset in PRESETS.items()} if method.traits["makes_mask"] else {},
         "aligned": aligned.digest,
         "tuned": [tuned[task].digest for task in part.tuned],
         "other": other.digest if other else None,
