@@ -15,6 +15,7 @@ from resafe.engine.compute import Computer
 from resafe.engine.layout import Unit
 from resafe.engine.plan import Plan
 from resafe.engine.pool import usable_cores
+from resafe.engine.stage import alone
 from resafe.engine.summary import summarise_unit
 from resafe.engine.unit import run_unit
 from resafe.errors import InputError
@@ -56,14 +57,16 @@ class LocalExecutor:
         """See `Executor`."""
         computer = Computer(self.plan, totals)
         for unit in units:
-            summarise_unit(computer, unit, round_, self.stage, self.threads)
+            with alone(self.stage, unit.number):
+                summarise_unit(computer, unit, round_, self.stage, self.threads)
             tick(unit.nbytes)
 
     def write(self, units: Sequence[Unit], totals: dict[str, Any], tick: Tick) -> None:
         """See `Executor`."""
         computer = Computer(self.plan, totals)
         for unit in units:
-            run_unit(computer, unit, self.stage, self.threads, tick)
+            with alone(self.stage, unit.number):
+                run_unit(computer, unit, self.stage, self.threads, tick)
 
 
 def threads_of(executor: ExecutorName, threads: int | None) -> int:

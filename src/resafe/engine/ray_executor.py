@@ -7,7 +7,6 @@ starts a task again whose worker or node died. Knows Ray; imports it when it is 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
@@ -22,11 +21,13 @@ from resafe.engine.plan import Plan, build_plan
 from resafe.engine.pool import single_threaded_tensors
 from resafe.engine.receipts import Receipt
 from resafe.engine.request import Request
+from resafe.engine.stage import alone
 from resafe.engine.summary import summarise_unit
 from resafe.engine.unit import run_unit
 from resafe.errors import InputError, ResafeError
 
 _RETRIES = 3
+_PATIENCE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,8 @@ class RayExecutor:
         finally:
             for reference in waiting:
                 self._ray.cancel(reference)
+            if waiting:  # so that nothing writes there any more when the next run begins
+                self._ray.wait(list(waiting), num_returns=len(waiting), timeout=_PATIENCE_S)
 
     def _check(self, unit: Unit, done: Any) -> None:
         try:
@@ -142,7 +145,7 @@ class RayExecutor:
 def summary_task(job: Job, number: int, round_: int, totals: dict[str, Any]) -> ResafeError | None:
     """Stores one unit's summary; an error that explains itself comes back as a value, since trying again is no use."""
     try:
-        with _planned(job) as plan, _alone(job, number):
+        with _planned(job) as plan, alone(job.stage, number):
             summarise_unit(Computer(plan, totals), plan.units[number], round_, job.stage, job.threads)
     except ResafeError as error:
         return error
@@ -152,7 +155,7 @@ def summary_task(job: Job, number: int, round_: int, totals: dict[str, Any]) -> 
 def file_task(job: Job, number: int, totals: dict[str, Any]) -> Receipt | ResafeError:
     """Writes one unit's file and gives its receipt; errors as in `summary_task`."""
     try:
-        with _planned(job) as plan, _alone(job, number):
+        with _planned(job) as plan, alone(job.stage, number):
             return run_unit(Computer(plan, totals), plan.units[number], job.stage, job.threads)
     except ResafeError as error:
         return error
@@ -179,14 +182,6 @@ def _planned(job: Job) -> Iterator[Plan]:
                     "give all nodes the same files, with the same times, and the same version of resafe",
                 )
             yield plan
-
-
-@contextlib.contextmanager
-def _alone(job: Job, number: int) -> Iterator[None]:
-    """Waits while another attempt at the same unit is alive: one that Ray lost sight of may still be writing."""
-    with (job.stage / f".unit-{number}").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def _last_line(error: Exception) -> str:
