@@ -85,6 +85,14 @@ def test_without_ray_it_says_what_to_install(farm: Farm, monkeypatch: pytest.Mon
     assert not (farm.root / "out").exists()
 
 
+def test_no_cluster_at_an_address_is_said_at_once(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray", reason="ray is not installed")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(InputError, match=r"no Ray cluster at 127\.0\.0\.1:1 .*refused") as caught:
+        run(farm.request(), executor="ray", ray_address="127.0.0.1:1")
+    assert "ray start --head" in caught.value.hint
+
+
 class TestTasks:
     """What a worker does, without Ray around it."""
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -67,15 +69,24 @@ def connected(address: str | None) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    hint = "start one with: ray start --head; where it asks for a token, name its file in RAY_AUTH_TOKEN_PATH"
     try:
+        _knock(address)
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     except (OSError, RuntimeError, ValueError) as error:
         where = f"at {address}" if address else "on this machine"
-        raise InputError(f"no Ray cluster {where} ({error})", "start one with: ray start --head") from error
+        raise InputError(f"no Ray cluster {where} ({error})", hint) from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """Raises OSError at once where nobody listens; Ray itself would try for minutes."""
+    place = re.fullmatch(r"(?:ray://)?(.+):(\d+)", address or "")
+    if place:
+        socket.create_connection((place[1], int(place[2])), timeout=5).close()
 
 
 class RayExecutor:
