@@ -61,7 +61,7 @@ def reference(values: list[Weights], fusion: Fusion, coefficients: list[float]) 
     return found
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     made=checkpoints(),
     method=st.sampled_from(METHODS),
