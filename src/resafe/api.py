@@ -15,8 +15,8 @@ from resafe.data.material import load_material
 from resafe.deltas import Space, task_vector
 from resafe.engine import Input, Outcome, Request, build_plan, execute
 from resafe.engine.estimate import fit_threads
+from resafe.engine.executors import ExecutorName, threads_of
 from resafe.engine.lowrank import fuse_adapters
-from resafe.engine.pool import usable_cores
 from resafe.engine.request import OutputDtype
 from resafe.engine.run import Progress as FuseProgress
 from resafe.errors import InputError
@@ -150,6 +150,8 @@ def fuse(
     adapter_rank: int | None = None,
     allow_pickle: bool = False,
     progress: FuseProgress | None = None,
+    executor: ExecutorName = "threads",
+    ray_address: str | None = None,
 ) -> Outcome:
     """Fuses tuned models onto their base and writes the result; an interrupted call goes on when it is repeated.
 
@@ -163,14 +165,16 @@ def fuse(
         dtype: "same" keeps every tensor's dtype in the base.
         max_shard_size: Bytes of an output file at most, or e.g. "5GB"; None makes files as the base has them.
         seed: Seed of random methods.
-        memory: Most that buffers may take.
-        threads: Worker threads; None is one a core.
+        memory: Most that buffers may take; under Ray, those of a task.
+        threads: Worker threads; None is one a core. Under Ray, threads and cores of a task; None is 1.
         rank: This process's share of the files, 0 to world − 1.
         world: Processes that share the work and the output directory.
         output: "model", or "adapter" where all models are adapters and the method is a weighted sum of them.
         adapter_rank: Rank of a written adapter at most; None keeps the exact sum.
         allow_pickle: Also read pickled weights, as plain tensors only.
         progress: Called with (what, bytes done, bytes in all).
+        executor: "serial", "threads", or "ray" for one Ray task an output file; the result is the same.
+        ray_address: Of a Ray cluster; None takes the one that runs here, or starts one.
 
     Returns:
         What was done; `committed` is False where other ranks are still at work.
@@ -189,7 +193,9 @@ def fuse(
         max_shard_size=max_shard_size, seed=seed, memory=memory, output=output, rank=adapter_rank,
         allow_pickle=allow_pickle,
     )  # fmt: skip
-    return run_fusion(request, threads=threads, rank=rank, world=world, progress=progress)
+    return run_fusion(
+        request, threads=threads, rank=rank, world=world, progress=progress, executor=executor, ray_address=ray_address
+    )
 
 
 def run_fusion(
@@ -200,6 +206,8 @@ def run_fusion(
     world: int = 1,
     progress: FuseProgress | None = None,
     note: Callable[[str], None] | None = None,
+    executor: ExecutorName = "threads",
+    ray_address: str | None = None,
 ) -> Outcome:
     """Plans and carries out a fusion; `note` is told what the plan remarks. Otherwise as `fuse`."""
     plan = build_plan(request)
@@ -212,5 +220,7 @@ def run_fusion(
         if note:
             note(f"rank {written.rank}, relative error {written.error:.3g}")
         return Outcome(written.out, True, (), 1, time.monotonic() - start)
-    workers = fit_threads(plan, threads or usable_cores())
-    return execute(plan, threads=workers, rank=rank, world=world, progress=progress)
+    workers = fit_threads(plan, threads_of(executor, threads))
+    return execute(
+        plan, threads=workers, rank=rank, world=world, progress=progress, executor=executor, ray_address=ray_address
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,14 @@ if TYPE_CHECKING:
     from resafe.engine import Request
 
 
+class Where(StrEnum):
+    """Where the work is done: the engine's executors, named here too so that help does not wait for torch."""
+
+    serial = "serial"
+    threads = "threads"
+    ray = "ray"
+
+
 def fuse(
     recipe: Annotated[Path, typer.Argument(help="a fusion file, e.g. recipes/fuse.yaml")],
     overrides: Annotated[list[str] | None, typer.Argument(help="fields to set: method=ties settings.keep=0.3")] = None,
@@ -20,6 +29,8 @@ def fuse(
     threads: Annotated[int | None, typer.Option(help="worker threads; default: one a core", min=1)] = None,
     rank: Annotated[int, typer.Option(help="this process's share of the files, from 0", min=0)] = 0,
     world: Annotated[int, typer.Option(help="processes that share the work and the directory", min=1)] = 1,
+    executor: Annotated[Where, typer.Option(help="where the work is done; ray: a task a file")] = Where.threads,
+    ray_address: Annotated[str | None, typer.Option(help="Ray cluster; default: the one here, or a new one")] = None,
     memory: Annotated[str | None, typer.Option(help="most that buffers may take, e.g. 1GB")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
@@ -38,7 +49,10 @@ def fuse(
         bar = bars.setdefault(what, reporter.bar(what, "MB"))
         bar(done // 10**6, max(1, total // 10**6), {})
 
-    outcome = run_fusion(request, threads=threads, rank=rank, world=world, progress=progress, note=reporter.say)
+    outcome = run_fusion(
+        request, threads=threads, rank=rank, world=world, progress=progress, note=reporter.say,
+        executor=executor.value, ray_address=ray_address,
+    )  # fmt: skip
     bad = {r.file: {**r.nan, **r.inf} for r in outcome.receipts if r.nan or r.inf}
     if as_json:
         found = {

@@ -12,22 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from resafe.checkpoints import ensure_space
 from resafe.checkpoints.staging import check_replaceable, commit
 from resafe.checkpoints.writer import write_companions, write_json
 from resafe.engine.card import fusion_card
-from resafe.engine.compute import Computer
+from resafe.engine.executors import ExecutorName, opened, threads_of
 from resafe.engine.inputs import InputDigests
 from resafe.engine.layout import Unit, index_of
 from resafe.engine.plan import Plan
-from resafe.engine.pool import in_order, memory_kept, single_threaded_tensors, usable_cores
+from resafe.engine.pool import memory_kept, single_threaded_tensors
 from resafe.engine.receipts import Receipt, read_receipt, read_receipts, write_receipts
-from resafe.engine.spans import Span, tasks_of
 from resafe.engine.stage import Stage, entered, stage_of
-from resafe.engine.unit import run_unit
+from resafe.engine.summary import summaries, summary_path
 from resafe.errors import InputError, ResafeError
 from resafe.provenance import versions
 
@@ -57,27 +54,29 @@ class Outcome:
 
 def execute(
     plan: Plan, *, threads: int | None = None, rank: int = 0, world: int = 1, progress: Progress | None = None,
-    wait_s: float = 3600.0,
+    wait_s: float = 3600.0, executor: ExecutorName = "threads", ray_address: str | None = None,
 ) -> Outcome:  # fmt: skip
     """Carries out a plan, or what is left of it.
 
     Args:
         plan: The plan.
-        threads: Worker threads; None is one a usable core, 1 is serial.
+        threads: Worker threads; None is one a usable core, 1 is serial. Under Ray, threads of a task; None is 1.
         rank: Which share of the files this process does, 0 to world − 1.
         world: Number of processes; they share nothing but the directory.
         progress: Told of bytes written, and read in the first pass.
         wait_s: How long to wait for the other ranks' part of the first pass.
+        executor: Where this process's share is worked on; the output's bytes do not depend on it.
+        ray_address: Of a Ray cluster; None takes the one that runs here, or starts one.
 
     Raises:
-        InputError: The output directory is not ours, has no room, or is taken by another process.
+        InputError: The output directory is not ours, has no room, or is taken by another process; no such executor.
         ResafeError: The disk failed, or another rank did not come.
     """
     if not 0 <= rank < world:
         raise InputError(f"rank {rank} of {world}", "ranks are numbered from 0 to world − 1")
     start, stage = time.monotonic(), stage_of(plan.request.out)
     check_replaceable(stage.out)
-    workers = threads or usable_cores()
+    workers = threads_of(executor, threads)
     with (
         entered(stage, plan.digest, rank, world),
         single_threaded_tensors(workers),
@@ -87,22 +86,14 @@ def execute(
     ):
         ensure_space(stage.path, plan.bytes_written - _present(stage, plan))
         mine = [unit for unit in plan.units if unit.number % world == rank]
-        computer = Computer(plan, {})
-        for round_ in range(plan.fusion.rounds("model")):
-            totals = _round(computer, stage, mine, round_, workers, progress, wait_s)
-            computer = Computer(plan, totals)
-        done, total, redone = 0, sum(unit.nbytes for unit in mine), 0
-
-        def tick(count: int) -> None:
-            nonlocal done
-            done += count
-            if progress:
-                progress("fuse", done, total)
-
-        for unit in mine:
-            redone += read_receipt(stage.path / f"{unit.file}.receipt", plan.digest) is None
-            run_unit(computer, unit, stage.path, workers, tick)
-            digests.failed()
+        redone = sum(read_receipt(stage.path / f"{unit.file}.receipt", plan.digest) is None for unit in mine)
+        with opened(executor, plan, stage.path, workers, ray_address) as works:
+            totals: dict[str, Any] = {}
+            for round_ in range(plan.fusion.rounds("model")):
+                tick = _ticks(f"first pass, round {round_ + 1}", mine, progress, digests)
+                works.summarise(mine, round_, totals, tick)
+                totals = _total(plan, stage, round_, totals, wait_s)
+            works.write(mine, totals, _ticks("fuse", mine, progress, digests))
         committed = _commit(plan, stage, digests.result())
     receipts = tuple(committed or [])
     return Outcome(stage.out, committed is not None, receipts, redone, time.monotonic() - start)
@@ -114,52 +105,29 @@ def _present(stage: Stage, plan: Plan) -> int:
     return sum((stage.path / name).stat().st_size for name in names if (stage.path / name).is_file())
 
 
-def _round(
-    computer: Computer, stage: Stage, mine: list[Unit], round_: int, threads: int, progress: Progress | None,
-    wait_s: float,
-) -> dict[str, Any]:  # fmt: skip
-    """One round of the first pass: summaries of this rank's units into files, then the total over all ranks' files."""
-    plan = computer.plan
-    kept = stage.path / f"round-{round_}"
-    kept.mkdir(exist_ok=True)
-    total_bytes = sum(unit.nbytes for unit in mine)
-    for place, unit in enumerate(mine):
-        path = kept / f"{unit.number}.safetensors"
-        if not path.is_file():
-            _store(path, _summary(computer, unit, round_, threads))
+def _ticks(what: str, units: list[Unit], progress: Progress | None, digests: InputDigests) -> Callable[[int], None]:
+    """Adds up what is done of the units; raises what the digests have found meanwhile."""
+    done, total = 0, sum(unit.nbytes for unit in units)
+
+    def tick(count: int) -> None:
+        nonlocal done
+        digests.failed()
+        done += count
         if progress:
-            progress(f"first pass, round {round_ + 1}", sum(u.nbytes for u in mine[: place + 1]), total_bytes)
-    paths = [kept / f"{unit.number}.safetensors" for unit in plan.units]
+            progress(what, done, total)
+
+    return tick
+
+
+def _total(plan: Plan, stage: Stage, round_: int, totals: dict[str, Any], wait_s: float) -> dict[str, Any]:
+    """The total of a round over all ranks' summaries, once they are there."""
+    paths = [summary_path(stage.path, round_, unit) for unit in plan.units]
     deadline = time.monotonic() + wait_s
     while missing := [path.stem for path in paths if not path.is_file()]:
         if time.monotonic() > deadline:
             raise ResafeError(f"the first pass over files {', '.join(missing)} did not come", "start the other ranks")
         time.sleep(_POLL_S)
-    stored = (load_file(path) for path in paths)
-    return plan.fusion.total((found["summary"] for found in stored if found), round_, computer.totals)
-
-
-def _summary(computer: Computer, unit: Unit, round_: int, threads: int) -> Tensor | None:
-    found: Tensor | None = None
-
-    def work(task: list[Span]) -> Tensor | None:
-        total = None
-        for span in task:
-            part = computer.summarise(span, round_)
-            if part is not None:
-                total = part if total is None else total + part
-        return total
-
-    for part in in_order(work, tasks_of(unit, False), threads):
-        if part is not None:
-            found = part if found is None else found + part
-    return found
-
-
-def _store(path: Path, summary: Tensor | None) -> None:
-    partial = path.with_suffix(".partial")
-    save_file({} if summary is None else {"summary": summary.contiguous()}, partial)
-    partial.replace(path)
+    return plan.fusion.total(summaries(paths), round_, totals)
 
 
 def _commit(plan: Plan, stage: Stage, inputs: dict[str, str]) -> list[Receipt] | None:

@@ -82,6 +82,17 @@ def entered(stage: Stage, digest: str, rank: int, world: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def alone(path: Path, number: int) -> Iterator[None]:
+    """Holds one unit of a staging directory; waits while another process has it.
+
+    A task whose run was killed, or that a cluster lost sight of, may still be writing the file that is begun anew here.
+    """
+    with (path / f".unit-{number}").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
 def _plan(stage: Stage) -> list[object] | None:
     try:
         found: list[object] = json.loads((stage.path / _PLAN).read_text(encoding="utf-8"))
