@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -16,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from resafe.checkpoints import ensure_space
-from resafe.checkpoints.staging import check_replaceable, commit
 from resafe.checkpoints.writer import write_companions, write_json
 from resafe.engine.card import fusion_card
 from resafe.engine.compute import Computer
@@ -24,10 +22,11 @@ from resafe.engine.inputs import InputDigests
 from resafe.engine.layout import Unit, index_of
 from resafe.engine.plan import Plan
 from resafe.engine.pool import in_order, single_threaded_tensors, usable_cores
-from resafe.engine.receipts import Receipt, read_receipt, read_receipts, write_receipts
+from resafe.engine.receipts import Receipt, read_receipt, write_receipts
 from resafe.engine.spans import Span, tasks_of
 from resafe.engine.stage import Stage, entered, stage_of
-from resafe.engine.unit import run_unit
+from resafe.engine.target import Target, target_of
+from resafe.engine.unit import is_finished, run_unit
 from resafe.errors import InputError, ResafeError
 from resafe.provenance import versions
 
@@ -41,14 +40,14 @@ class Outcome:
     """What a process did.
 
     Attributes:
-        out: The output directory.
+        out: The output directory, or its address in object storage.
         committed: Whether the output is complete and in its place; False where other ranks are still at work.
         receipts: Receipts of all files that are finished.
         redone: Number of files that this process wrote anew.
         seconds: Seconds it took.
     """
 
-    out: Path
+    out: Path | str
     committed: bool
     receipts: tuple[Receipt, ...]
     redone: int
@@ -65,26 +64,28 @@ def execute(
         plan: The plan.
         threads: Worker threads; None is one a usable core, 1 is serial.
         rank: Which share of the files this process does, 0 to world − 1.
-        world: Number of processes; they share nothing but the directory.
+        world: Number of processes; they share nothing but the directory (and the cache, for object storage).
         progress: Told of bytes written, and read in the first pass.
         wait_s: How long to wait for the other ranks' part of the first pass.
 
     Raises:
-        InputError: The output directory is not ours, has no room, or is taken by another process.
-        ResafeError: The disk failed, or another rank did not come.
+        InputError: The output's place is not ours, has no room, or is taken by another process; an input changed.
+        ResafeError: The disk or object storage failed, or another rank did not come.
     """
     if not 0 <= rank < world:
         raise InputError(f"rank {rank} of {world}", "ranks are numbered from 0 to world − 1")
-    start, stage = time.monotonic(), stage_of(plan.request.out)
-    check_replaceable(stage.out)
+    start, stage = time.monotonic(), stage_of(plan.request.out, plan.base.cache)
+    target = target_of(stage, plan.digest)
+    target.check()
     workers = threads or usable_cores()
     with (
         entered(stage, plan.digest, rank, world),
         single_threaded_tensors(workers),
         InputDigests(plan) as digests,
         contextlib.closing(plan.files),
+        target,
     ):
-        ensure_space(stage.path, plan.bytes_written - _present(stage, plan))
+        ensure_space(stage.path, target.room(list(plan.units)))
         mine = [unit for unit in plan.units if unit.number % world == rank]
         computer = Computer(plan, {})
         for round_ in range(plan.fusion.rounds("model")):
@@ -99,18 +100,17 @@ def execute(
                 progress("fuse", done, total)
 
         for unit in mine:
-            redone += read_receipt(stage.path / f"{unit.file}.receipt", plan.digest) is None
+            if target.has(unit):
+                tick(unit.nbytes)
+                continue
+            redone += not is_finished(unit, stage.path, plan.digest)
             run_unit(computer, unit, stage.path, workers, tick)
+            target.take(unit)
             digests.failed()
-        committed = _commit(plan, stage, digests.result())
+        target.flush()
+        committed = _commit(plan, stage, target, digests.result())
     receipts = tuple(committed or [])
     return Outcome(stage.out, committed is not None, receipts, redone, time.monotonic() - start)
-
-
-def _present(stage: Stage, plan: Plan) -> int:
-    """Bytes that the finished files, and the room that a killed run had taken, already fill."""
-    names = [name for unit in plan.units for name in (unit.file, f"{unit.file}.partial")]
-    return sum((stage.path / name).stat().st_size for name in names if (stage.path / name).is_file())
 
 
 def _round(
@@ -161,43 +161,34 @@ def _store(path: Path, summary: Tensor | None) -> None:
     partial.replace(path)
 
 
-def _commit(plan: Plan, stage: Stage, inputs: dict[str, str]) -> list[Receipt] | None:
+def _commit(plan: Plan, stage: Stage, target: Target, inputs: dict[str, str]) -> list[Receipt] | None:
     """Puts the finished output in its place if all files are there; None if some are still missing."""
     with stage.setup():
         if not stage.path.is_dir():  # another rank was the last
-            return read_receipts(stage.out)
+            return target.receipts()
         receipts = [read_receipt(stage.path / f"{unit.file}.receipt", plan.digest) for unit in plan.units]
         found = [receipt for receipt in receipts if receipt is not None]
-        if len(found) < len(plan.units):
+        if len(found) < len(plan.units) or not all(target.complete(unit) for unit in plan.units):
             return None
         ready = stage.path.parent / f"{stage.path.name}-ready"
         shutil.rmtree(ready, ignore_errors=True)
         ready.mkdir()
-        for unit in plan.units:
-            _same_file(stage.path / unit.file, ready / unit.file)
         facts = {
             "plan": plan.digest,
             "method": plan.fusion.name,
             "settings": plan.fusion.resolved(),
             "seed": plan.fusion.seed,
             "inputs": inputs,
+            "remote_files": {name: [file.state for file in c.remote] for name, c in plan.remote.items()},
             "versions": versions(),
         }
         write_receipts(ready, found, facts)
         write_companions(ready, plan.base, _main_dtype(plan), fusion_card(plan, facts))
         if len(plan.units) > 1:  # last: without it the shards are no checkpoint
             write_json(ready / "model.safetensors.index.json", index_of(plan.units))
-        commit(ready, stage.out)
+        target.commit(ready, plan.units)
         stage.remove()
     return found
-
-
-def _same_file(source: Path, target: Path) -> None:
-    """A second name for a file, so that a kill before the end of the commit leaves the staging directory whole."""
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without links
-        source.replace(target)
 
 
 def _main_dtype(plan: Plan) -> torch.dtype:
