@@ -35,7 +35,7 @@ class Blocks:
     """
 
     def __init__(self, capacity: int, block: int | None = None) -> None:
-        self.size = block or max(1, min(BLOCK, capacity // 8))
+        self.size = block or max(1, min(BLOCK, capacity // 16))
         self._most = max(2, capacity // self.size)
         self._kept: OrderedDict[tuple[RemoteFile, int], _Block] = OrderedDict()
         self._lock = threading.Lock()

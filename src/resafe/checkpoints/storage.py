@@ -23,7 +23,8 @@ _PART = 8 << 20  # bytes of one part of an upload
 _MOST_PARTS = 9_000  # S3 takes ten thousand
 _PARTS_AT_ONCE = 4
 _REFUSALS = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken")
-_ASKED_FOR_CREDENTIALS = ("169.254.169.254", "169.254.170.2", "metadata.google.internal", "redential")
+# Without credentials obstore asks the services that cloud machines have for them; elsewhere there is none.
+_ASKED_FOR_CREDENTIALS = ("/latest/api/token", "/latest/meta-data/", "169.254.170.2", "metadata.google.internal")
 
 
 @dataclass(frozen=True)
@@ -239,18 +240,19 @@ def _error(url: str, error: Exception) -> ResafeError:
     bucket = "/".join(url.split("/")[:3])
     if kind == "PreconditionError":
         return _changed(url)
-    if "NoSuchBucket" in text:
-        return InputError(f"{url}: there is no bucket {bucket}", "check its name, and AWS_ENDPOINT_URL and AWS_REGION")
-    if kind in ("FileNotFoundError", "NotFoundError"):
-        return InputError(f"{url}: is not there", "check the address")
+    asked = any(place in text for place in _ASKED_FOR_CREDENTIALS)
     refused = kind in ("PermissionDeniedError", "UnauthenticatedError") or any(code in text for code in _REFUSALS)
-    if refused or any(place in text for place in _ASKED_FOR_CREDENTIALS):
-        why = "access is refused" if refused else "there are no credentials"
+    if asked or refused:
+        why = "there are no credentials" if asked else "access is refused"
         return InputError(
             f"{url}: {why} ({_reason(error)})",
             "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (Google: GOOGLE_APPLICATION_CREDENTIALS), or "
             "AWS_SKIP_SIGNATURE=true for a public bucket",
         )
+    if "NoSuchBucket" in text:
+        return InputError(f"{url}: there is no bucket {bucket}", "check its name, and AWS_ENDPOINT_URL and AWS_REGION")
+    if kind in ("FileNotFoundError", "NotFoundError"):
+        return InputError(f"{url}: is not there", "check the address")
     return ResafeError(
         f"{url}: object storage cannot be used ({_reason(error)})",
         "check the connection and AWS_ENDPOINT_URL (AWS_ALLOW_HTTP=true for http), then run again: finished files are "

@@ -60,6 +60,7 @@ def needed_memory(plan: Plan, threads: int) -> int:
     """Bytes that buffers take at most: float32 copies of all models for what is computed at once, in every thread.
 
     Of every remote input each thread has three blocks in use: one that it reads, the next, and one that a span ends in.
+    Blocks may take half of the memory.
     """
     copies = 4 * (len(plan.models) * 2 + 4)
     at_once = PIECE
@@ -67,7 +68,7 @@ def needed_memory(plan: Plan, threads: int) -> int:
         at_once = max((t.numel for unit in plan.units for t in unit.tensors if t.fused), default=PIECE)
     width = max((rows_of(t.shape)[1] for unit in plan.units for t in unit.tensors if t.fused), default=1)
     blocks = 3 * plan.files.blocks.size * len(plan.remote)
-    return threads * (copies * max(at_once, width) + blocks)
+    return threads * max(copies * max(at_once, width) + blocks, 2 * blocks)
 
 
 def fit_threads(plan: Plan, threads: int) -> int:

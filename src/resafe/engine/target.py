@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -175,6 +176,7 @@ class Upload:
     def commit(self, ready: Path, units: tuple[Unit, ...]) -> None:
         """See `Target`."""
         self.upload(ready)
+        shutil.rmtree(ready)
 
     def receipts(self) -> list[Receipt]:
         """See `Target`."""
