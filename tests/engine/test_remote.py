@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import signal
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -197,6 +199,26 @@ def test_the_cache_of_blocks_keeps_to_its_bytes(large: Path, bucket: str, counte
     assert needed_memory(again, threads + 1) > 64_000_000
 
 
+def test_blocks_give_the_files_bytes_to_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = random.Random(0).randbytes(10_007)
+    monkeypatch.setattr(RemoteFile, "fetch", lambda file, start, stop: memoryview(content[start:stop]))
+    file, cache = RemoteFile("s3://bucket/file", len(content), "tag", "", None), blocks.Blocks(1_000, block=64)
+
+    def reads(seed: int) -> int:
+        rng = random.Random(seed)
+        for _ in range(300):
+            start = rng.randrange(len(content))
+            buffer = bytearray(min(rng.randrange(1, 400), len(content) - start))
+            cache.read(file, start, memoryview(buffer))
+            assert buffer == content[start : start + len(buffer)]
+        return cache.held
+
+    with ThreadPoolExecutor(4) as pool:
+        assert max(pool.map(reads, range(4))) <= 1_000
+    cache.close()
+    assert cache.held == 0
+
+
 def test_a_plan_reads_headers_only(large: Path, bucket: str, counted: Counted, tmp_path: Path, capsys) -> None:
     from resafe.cli.fuse import show_plan
 
@@ -334,6 +356,20 @@ def test_a_prefix_that_is_not_ours_is_left_alone(remote: RemoteFarm) -> None:
         with pytest.raises(InputError, match="resafe did not write it"):
             execute(build_plan(remote.request(out)), threads=1)
     assert list(open_prefix(f"{remote.bucket}/out").files()) == ["thesis.txt"]
+
+
+def test_of_two_runs_on_one_prefix_the_later_one_has_it(remote: RemoteFarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = Prefix.put
+
+    def overtaken(prefix: Prefix, name: str, content: Path | bytes) -> str:
+        if name.startswith("model-00003"):
+            put(prefix, "resafe.json", b'{"written_by": "resafe", "plan": "of another machine"}')
+        return put(prefix, name, content)
+
+    monkeypatch.setattr(Prefix, "put", overtaken)
+    with pytest.raises(ResafeError, match="another run has begun"):
+        execute(build_plan(remote.request()), threads=1)
+    assert "config.json" not in open_prefix(f"{remote.bucket}/out").files()
 
 
 def test_an_earlier_output_goes_before_the_new_one_comes(remote: RemoteFarm, monkeypatch: pytest.MonkeyPatch) -> None:

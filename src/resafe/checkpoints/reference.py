@@ -63,7 +63,7 @@ def parse_reference(text: str | Path) -> Reference:
         raise InputError(f"{text!r} is not a checkpoint reference", _forms())
     if _exists(text):
         return Reference(text, "local", str(Path(text).expanduser()))
-    if "+" in text and not (is_remote(text) and _one_address(text)):
+    if "+" in text and not (text.startswith((*SCHEMES, _FILE)) and _one_address(text)):
         return _pair(text)
     if is_remote(text):
         return Reference(text, "remote", text.rstrip("/"))

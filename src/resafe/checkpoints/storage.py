@@ -153,7 +153,9 @@ class Prefix:
     def is_empty(self) -> bool:
         """Whether nothing is under the address, at any depth. Raises as `files` does."""
         with _explained(self.url):
-            return not any(_obstore(self.url).list(self._store, chunk_size=10))
+            chunks = _obstore(self.url).list(self._store, chunk_size=10)
+            # Consoles mark an empty directory by an object of the directory's own name.
+            return not any(item["path"] for chunk in chunks for item in chunk)
 
     def read(self, name: str) -> bytes:
         """The content of a small file. Raises as `RemoteFile.fetch` does."""

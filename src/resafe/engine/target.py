@@ -19,7 +19,7 @@ from resafe.checkpoints.staging import MARKER, check_replaceable, commit
 from resafe.engine.layout import Unit
 from resafe.engine.receipts import RECEIPTS, Receipt, parse_receipts, read_receipts
 from resafe.engine.stage import Stage
-from resafe.errors import InputError
+from resafe.errors import InputError, ResafeError
 from resafe.provenance import versions
 
 _CONFIGS = ("config.json", "adapter_config.json")
@@ -175,6 +175,9 @@ class Upload:
 
     def commit(self, ready: Path, units: tuple[Unit, ...]) -> None:
         """See `Target`."""
+        self.claim()
+        if not self._ours():
+            raise ResafeError(f"{self._prefix.url}: another run has begun to write there", "write to another address")
         self.upload(ready)
         shutil.rmtree(ready)
 
