@@ -294,6 +294,30 @@ def test_a_failed_upload_keeps_the_file(remote: RemoteFarm, monkeypatch: pytest.
     assert remote.shards() == local(remote.farm, "there")
 
 
+def test_ranks_share_the_prefix_and_the_cache(remote: RemoteFarm) -> None:
+    outcomes = [execute(build_plan(remote.request()), threads=1, rank=rank, world=2) for rank in (1, 0)]
+    assert [outcome.committed for outcome in outcomes] == [False, True]
+    assert [outcome.redone for outcome in outcomes] == [1, 2]
+    assert remote.shards() == local(remote.farm, "there")
+
+
+def test_the_command_line_takes_addresses(remote: RemoteFarm) -> None:
+    from typer.testing import CliRunner
+
+    from resafe.cli.app import app
+
+    recipe, out = remote.farm.root / "fuse.yaml", f"{remote.bucket}/out"
+    models = [f"{remote.bucket}/tuned1", f"file://{remote.farm.root}/tuned2"]
+    recipe.write_text(json.dumps({"base": f"{remote.bucket}/base", "models": models}))
+    done = CliRunner().invoke(app, ["fuse", str(recipe), "--out", out, "--quiet", "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["out"] == out and remote.shards() == local(remote.farm, "there")
+    assert CliRunner().invoke(app, ["verify", out]).exit_code == 0
+    send(remote.farm.root / "base", f"{remote.bucket}/theirs")
+    refused = CliRunner().invoke(app, ["fuse", str(recipe), "--out", f"{remote.bucket}/theirs", "--quiet"])
+    assert isinstance(refused.exception, InputError) and refused.exception.exit_code == 2
+
+
 def test_a_file_that_changes_is_found(remote: RemoteFarm) -> None:
     plan = build_plan(remote.request())
     before = plan.digest

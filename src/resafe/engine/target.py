@@ -175,10 +175,9 @@ class Upload:
 
     def commit(self, ready: Path, units: tuple[Unit, ...]) -> None:
         """See `Target`."""
-        self.claim()
         if not self._ours():
             raise ResafeError(f"{self._prefix.url}: another run has begun to write there", "write to another address")
-        self.upload(ready)
+        self._put_all(ready)
         shutil.rmtree(ready)
 
     def receipts(self) -> list[Receipt]:
@@ -197,8 +196,12 @@ class Upload:
         self._there[MARKER] = (0, "")
 
     def upload(self, directory: Path) -> None:
-        """Uploads the files of a directory, those last that make a checkpoint of the others."""
+        """Makes a finished directory the output, without units."""
         self.claim()
+        self._put_all(directory)
+
+    def _put_all(self, directory: Path) -> None:
+        """Uploads the files of a directory, those last that make a checkpoint of the others."""
         for path in sorted(directory.iterdir(), key=lambda path: (_rank(path.name), path.name)):
             if path.name != MARKER:
                 self._prefix.put(path.name, path)
