@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from resafe.checkpoints import Checkpoint, Precision, load_model, load_tokenizer, open_checkpoint
+from resafe.checkpoints import Checkpoint, Precision, load_model, load_tokenizer, open_checkpoint, parse_output
 from resafe.data.material import load_material
 from resafe.deltas import Space, task_vector
 from resafe.engine import Input, Outcome, Request, build_plan, execute
@@ -158,7 +158,7 @@ def fuse(
     Args:
         base: The aligned model (or the base) that task vectors are taken from.
         models: Tuned models or adapters: references, or `resafe.engine.Input`s with names and coefficients.
-        out: Directory to write.
+        out: Directory to write, or an address in object storage (`s3://bucket/prefix`).
         method: A registered fusion method.
         settings: Its settings; the rest are its defaults.
         weights: One coefficient a model: a number, a gradient over the layers, or a mapping of name patterns.
@@ -181,7 +181,7 @@ def fuse(
 
     Raises:
         InputError: Inputs do not fit together, or a setting is wrong; all problems are in one message.
-        ResafeError: The disk failed; what is finished stays.
+        ResafeError: The disk or object storage failed; what is finished stays.
     """
     given = [item if isinstance(item, Input) else Input(str(item)) for item in models]
     if weights is not None:
@@ -189,8 +189,8 @@ def fuse(
             raise InputError(f"{len(weights)} weights for {len(given)} models", "give one a model")
         given = [replace(item, weight=weight) for item, weight in zip(given, weights, strict=True)]
     request = Request(
-        base=str(base), models=tuple(given), out=Path(out), method=method, settings=dict(settings or {}), dtype=dtype,
-        max_shard_size=max_shard_size, seed=seed, memory=memory, output=output, rank=adapter_rank,
+        base=str(base), models=tuple(given), out=parse_output(out), method=method, settings=dict(settings or {}),
+        dtype=dtype, max_shard_size=max_shard_size, seed=seed, memory=memory, output=output, rank=adapter_rank,
         allow_pickle=allow_pickle,
     )  # fmt: skip
     return run_fusion(

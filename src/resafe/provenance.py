@@ -7,7 +7,7 @@ import json
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 _CHUNK = 1 << 22
 
@@ -20,10 +20,15 @@ def digest_value(value: Any) -> str:
 
 def digest_file(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hex digits; reads in chunks of 4 MiB."""
-    hasher = hashlib.sha256()
     with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            hasher.update(chunk)
+        return digest_stream(stream)
+
+
+def digest_stream(stream: BinaryIO) -> str:
+    """SHA-256 of what is left of a stream, as 64 hex digits; reads in chunks of 4 MiB."""
+    hasher = hashlib.sha256()
+    while chunk := stream.read(_CHUNK):
+        hasher.update(chunk)
     return hasher.hexdigest()
 
 

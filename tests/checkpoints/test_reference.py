@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from resafe.checkpoints.reference import Reference, parse_reference, resolve
+from resafe.checkpoints.reference import Reference, parse_output, parse_reference, resolve
 from resafe.errors import InputError
 
 
@@ -82,11 +82,23 @@ def test_missing_path_names_near_matches(tmp_path):
         resolve(parse_reference("x" * 5000))
 
 
-def test_remote_storage_is_named_as_not_there_yet():
-    with pytest.raises(InputError) as caught:
-        resolve(parse_reference("s3://bucket/model"))
-    assert "fusion engine" in caught.value.message
-    assert "local directory" in caught.value.hint
+def test_addresses(tmp_path):
+    assert form("s3://bucket/a+b/")[:2] == ("remote", "s3://bucket/a+b")  # a '+' may be part of a name
+    for text, base, adapter in [
+        ("s3://bucket/base+s3://bucket/lora", "remote", "remote"),
+        (f"s3://bucket/base+{tmp_path}", "remote", "local"),
+        ("org/name+gs://bucket/lora", "hub", "remote"),
+    ]:
+        parsed = parse_reference(text)
+        assert (parsed.kind, parsed.base.kind, parsed.adapter.kind) == ("pair", base, adapter)
+    (tmp_path / "a b").mkdir()
+    assert resolve(parse_reference(f"file://{tmp_path}/a%20b")) == tmp_path / "a b"
+    assert form("hf://org/name@v1")[:3] == form("org/name@v1")[:3] == ("hub", "org/name", "v1")
+    with pytest.raises(InputError, match="no repository of the Hub"):
+        parse_reference("hf://name")
+    assert parse_output("s3://bucket/out/") == "s3://bucket/out"
+    assert parse_output("out") == parse_output(Path("out")) == Path("out")
+    assert parse_output("file:///tmp/out") == Path("/tmp/out")
 
 
 @pytest.fixture

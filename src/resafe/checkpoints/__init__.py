@@ -1,6 +1,7 @@
 """Weights at rest: references, headers, lazy readers, adapters, GGUF in, loading and writing."""
 
 from resafe.checkpoints.adapter import AdapterModule, adapter_modules, base_tensor, check_adapter_fits
+from resafe.checkpoints.blocks import Blocks
 from resafe.checkpoints.cachedir import cache_root
 from resafe.checkpoints.compare import check_same_shapes
 from resafe.checkpoints.gguf import convert_gguf
@@ -9,16 +10,21 @@ from resafe.checkpoints.header import TensorInfo, read_header
 from resafe.checkpoints.loading import load_model, load_tokenizer, quiet
 from resafe.checkpoints.precision import Precision, resolve_dtype
 from resafe.checkpoints.reader import Checkpoint, open_checkpoint
-from resafe.checkpoints.reference import Reference, parse_reference
+from resafe.checkpoints.reference import Reference, parse_output, parse_reference
 from resafe.checkpoints.sizes import parse_size, show_size
 from resafe.checkpoints.staging import ensure_space, staged
+from resafe.checkpoints.storage import File, Prefix, RemoteFile, is_remote, open_prefix
 from resafe.checkpoints.writer import save_adapter, save_model
 
 __all__ = [
     "AdapterModule",
+    "Blocks",
     "Checkpoint",
+    "File",
     "Precision",
+    "Prefix",
     "Reference",
+    "RemoteFile",
     "TensorInfo",
     "adapter_modules",
     "base_tensor",
@@ -28,9 +34,12 @@ __all__ = [
     "check_same_shapes",
     "convert_gguf",
     "ensure_space",
+    "is_remote",
     "load_model",
     "load_tokenizer",
     "open_checkpoint",
+    "open_prefix",
+    "parse_output",
     "parse_reference",
     "parse_size",
     "quiet",

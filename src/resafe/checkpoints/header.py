@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from resafe.checkpoints.storage import File, RemoteFile
 from resafe.errors import InputError
 
 _LENGTH_BYTES = 8
@@ -59,12 +59,12 @@ class TensorInfo:
     dtype: torch.dtype
     shape: tuple[int, ...]
     nbytes: int
-    file: Path
+    file: File
     offset: int
 
 
-def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Reads and checks a safetensors header.
+def read_header(path: File) -> dict[str, TensorInfo]:
+    """Reads and checks a safetensors header; of a remote file, no more than it and some 64 KiB are fetched.
 
     Returns:
         Tensors by name, in the order of their data in the file.
@@ -74,7 +74,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             file's length; the message names the file and, where there is one, the tensor.
     """
     try:
-        size = path.stat().st_size
+        size = path.size if isinstance(path, RemoteFile) else path.stat().st_size
         with path.open("rb") as stream:
             declared = stream.read(_LENGTH_BYTES)
             if len(declared) < _LENGTH_BYTES:
@@ -94,12 +94,12 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return {info.name: info for info in infos}
 
 
-def _damaged(path: Path, what: str, tensor: str | None = None) -> InputError:
+def _damaged(path: File, what: str, tensor: str | None = None) -> InputError:
     where = f"{path}: " if tensor is None else f"{path}: tensor {tensor!r}: "
     return InputError(f"{where}{what}", _HINT)
 
 
-def _parse(path: Path, text: bytes) -> dict[str, Any]:
+def _parse(path: File, text: bytes) -> dict[str, Any]:
     """The header's entries without the metadata; every value still unchecked."""
     if not text.startswith(b"{"):
         raise _damaged(path, "this is not a safetensors file (its header does not begin with '{')")
@@ -126,7 +126,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
+def _tensor(path: File, name: str, entry: Any, data_start: int) -> TensorInfo:
     """One checked entry; its place among the others is checked by `_check_layout`."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise _damaged(path, "its entry does not have exactly dtype, shape and data_offsets", name)
@@ -160,7 +160,7 @@ def _counts(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item <= _MAX_ELEMENTS for item in value)
 
 
-def _check_layout(path: Path, infos: list[TensorInfo], data_start: int, size: int) -> None:
+def _check_layout(path: File, infos: list[TensorInfo], data_start: int, size: int) -> None:
     """The tensors must fill the data exactly: no overlap, no gap, nothing beyond the file and nothing left over."""
     end = data_start
     for info in infos:

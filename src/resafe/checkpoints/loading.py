@@ -51,6 +51,8 @@ def load_model(
 ) -> PreTrainedModel | PeftModel:
     """Loads a causal language model in evaluation mode, from local files only and without running code from them.
 
+    A checkpoint in object storage is downloaded whole into the cache first, once.
+
     Args:
         checkpoint: A model, or an adapter with its base.
         dtype: Type of the weights in memory, or a precision as in `resolve_dtype`. An adapter is merged in it; one that
@@ -69,10 +71,11 @@ def load_model(
             f"{checkpoint.reference}: the adapter names no base", f"open it as BASE+{checkpoint.reference}"
         )
     kind = resolve_dtype(dtype, device) if isinstance(dtype, str) else dtype
+    directory = source.downloaded()
     with quiet():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source.path, dtype=kind, local_files_only=True, trust_remote_code=False, output_loading_info=True
+                directory, dtype=kind, local_files_only=True, trust_remote_code=False, output_loading_info=True
             )
             model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
@@ -123,7 +126,7 @@ def _with_adapter(model: Any, adapter: Checkpoint, merge: bool) -> Any:
     from peft import PeftModel
 
     try:
-        wrapped: Any = PeftModel.from_pretrained(model, str(adapter.path))
+        wrapped: Any = PeftModel.from_pretrained(model, str(adapter.downloaded()))
         return wrapped.merge_and_unload() if merge else wrapped
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
         raise _unloadable(adapter.path, error) from error

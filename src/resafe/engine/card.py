@@ -24,13 +24,23 @@ def fusion_card(plan: Plan, facts: dict[str, Any]) -> str:
     ]
     settings = yaml.safe_dump(dict(facts["settings"]), sort_keys=False) if facts["settings"] else "none\n"
     return (
-        f"---\n{yaml.safe_dump(front)}---\n\n# {plan.request.out.name}\n\n"
+        f"---\n{yaml.safe_dump(front)}---\n\n# {plan.request.name}\n\n"
         f"Fused by resafe: {method.title} ({method.source}), seed {plan.fusion.seed}, task vectors taken from the base "
         "and accumulated in float32.\n\n"
         "| model | reference | coefficient | digest |\n| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n\n"
-        f"Settings:\n\n```yaml\n{settings}```\n\n"
+        f"{_remote(plan)}Settings:\n\n```yaml\n{settings}```\n\n"
         "Configuration, tokenizer, chat template and generation settings are the base's. "
         "`resafe verify DIRECTORY` checks every file against its receipt.\n"
+    )
+
+
+def _remote(plan: Plan) -> str:
+    """What the digest of a model in object storage is taken of."""
+    if not plan.remote:
+        return ""
+    return (
+        f"Read from object storage: {', '.join(plan.remote)}. Their digests are over the addresses, sizes and ETags of "
+        "their files (listed in the receipts), not over their bytes.\n\n"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -28,19 +29,23 @@ class Estimate:
         bytes_read: Bytes of inputs, all passes together.
         bytes_written: Bytes of output files.
         memory: Bytes of buffers at most, beside some 400 MB that the libraries take.
-        seconds: Seconds, the larger of what the disk and the processors need.
-        read_rate: Bytes per second that a sample of the first model was read at (from memory, if it lies there).
+        seconds: Seconds, the larger of what the disk and the processors need; None where an input lies in object
+            storage, of which only headers are read.
+        read_rate: Bytes per second that a sample of the first model was read at (from memory, if it lies there); None
+            as before.
     """
 
     bytes_read: int
     bytes_written: int
     memory: int
-    seconds: float
-    read_rate: float
+    seconds: float | None
+    read_rate: float | None
 
 
 def estimate(plan: Plan, threads: int) -> Estimate:
     """Estimates a plan on this machine with so many threads."""
+    if plan.remote:
+        return Estimate(plan.bytes_read, plan.bytes_written, needed_memory(plan, threads), None, None)
     read_rate = _read_rate(plan)
     moved = plan.bytes_read + plan.bytes_written
     per_entry = _seconds_per_entry(plan)
@@ -52,13 +57,18 @@ def estimate(plan: Plan, threads: int) -> Estimate:
 
 
 def needed_memory(plan: Plan, threads: int) -> int:
-    """Bytes that buffers take at most: float32 copies of all models for what is computed at once, in every thread."""
+    """Bytes that buffers take at most: float32 copies of all models for what is computed at once, in every thread.
+
+    Of every remote input each thread has three blocks in use: one that it reads, the next, and one that a span ends in.
+    Blocks may take half of the memory.
+    """
     copies = 4 * (len(plan.models) * 2 + 4)
     at_once = PIECE
     if plan.method.traits["part"] == "tensor":
         at_once = max((t.numel for unit in plan.units for t in unit.tensors if t.fused), default=PIECE)
     width = max((rows_of(t.shape)[1] for unit in plan.units for t in unit.tensors if t.fused), default=1)
-    return threads * copies * max(at_once, width)
+    blocks = 3 * plan.files.blocks.size * len(plan.remote)
+    return threads * max(copies * max(at_once, width) + blocks, 2 * blocks)
 
 
 def fit_threads(plan: Plan, threads: int) -> int:
@@ -79,6 +89,7 @@ def fit_threads(plan: Plan, threads: int) -> int:
 
 def _read_rate(plan: Plan) -> float:
     path = plan.models[0].checkpoint.files[0]
+    assert isinstance(path, Path)
     start = time.perf_counter()
     with path.open("rb", buffering=0) as stream:
         count = len(stream.read(_READ))

@@ -26,6 +26,9 @@ ExecutorName = Literal["serial", "threads", "ray"]
 Tick = Callable[[int], None]
 """Called with the number of output bytes that were just dealt with; what it raises ends the work."""
 
+Finished = Callable[[Unit], None]
+"""Called with a unit when its file and receipt are there."""
+
 
 class Executor(Protocol):
     """Works through units; what is finished in the staging directory already is not done again."""
@@ -34,7 +37,7 @@ class Executor(Protocol):
         """Stores the units' summaries in a round of the first pass, given the totals of the rounds before it."""
         ...
 
-    def write(self, units: Sequence[Unit], totals: dict[str, Any], tick: Tick) -> None:
+    def write(self, units: Sequence[Unit], totals: dict[str, Any], tick: Tick, finished: Finished) -> None:
         """Writes the units' files and receipts, given the totals of the first pass."""
         ...
 
@@ -61,12 +64,13 @@ class LocalExecutor:
                 summarise_unit(computer, unit, round_, self.stage, self.threads)
             tick(unit.nbytes)
 
-    def write(self, units: Sequence[Unit], totals: dict[str, Any], tick: Tick) -> None:
+    def write(self, units: Sequence[Unit], totals: dict[str, Any], tick: Tick, finished: Finished) -> None:
         """See `Executor`."""
         computer = Computer(self.plan, totals)
         for unit in units:
             with alone(self.stage, unit.number):
                 run_unit(computer, unit, self.stage, self.threads, tick)
+            finished(unit)
 
 
 def threads_of(executor: ExecutorName, threads: int | None) -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from resafe.checkpoints.header import DTYPES
 from resafe.checkpoints.shards import WEIGHTS
+from resafe.checkpoints.storage import File
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ALIGN = 8  # the header is padded so that the data begin at a multiple of this
@@ -80,9 +80,9 @@ def lay_out(tensors: Sequence[Placed], shard_bytes: int, kind: str = "model") ->
     return [_unit(number, len(groups), group, kind) for number, group in enumerate(groups)]
 
 
-def lay_out_like(tensors: Sequence[Placed], files: Sequence[Path]) -> list[Unit]:
+def lay_out_like(tensors: Sequence[Placed], files: Sequence[File]) -> list[Unit]:
     """Places tensors in as many files as they come from, each with those of one file; `files` has one a tensor."""
-    groups: dict[Path, list[Placed]] = {}
+    groups: dict[File, list[Placed]] = {}
     for tensor, file in zip(tensors, files, strict=True):
         groups.setdefault(file, []).append(tensor)
     return [_unit(number, len(groups), group, "model") for number, group in enumerate(groups.values())]

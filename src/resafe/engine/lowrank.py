@@ -15,6 +15,8 @@ from torch import Tensor
 from resafe.checkpoints import Checkpoint, save_adapter
 from resafe.deltas.lora import factor_modules
 from resafe.engine.plan import Plan
+from resafe.engine.stage import entered, stage_of
+from resafe.engine.target import Upload
 from resafe.errors import InputError
 
 _PREFIX = "base_model.model."
@@ -22,15 +24,15 @@ _PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class LowRank:
-    """A fused adapter on disk.
+    """A fused adapter, written.
 
     Attributes:
-        out: Its directory.
+        out: Its directory, or its address in object storage.
         rank: Its rank; modules may have less.
         error: ‖what truncation left out‖ / ‖the exact sum‖, over all modules together; 0 for an exact sum.
     """
 
-    out: Path
+    out: Path | str
     rank: int
     error: float
 
@@ -83,10 +85,17 @@ def fuse_adapters(plan: Plan, rank: int | None = None) -> LowRank:
     names = ", ".join(f"{model.name} ({model.checkpoint.reference})" for model in plan.models)
     cut = "" if rank is None else f", then truncated to rank {rank} (relative error {error:.3g})"
     card = (
-        f"# {plan.request.out.name}\n\nFused by resafe: {plan.method.title} of the adapters {names}, by putting their "
+        f"# {plan.request.name}\n\nFused by resafe: {plan.method.title} of the adapters {names}, by putting their "
         f"ranks side by side{cut}.\n"
     )
-    save_adapter(plan.request.out, tensors, adapters[0], card, config=config)
+    if isinstance(plan.request.out, Path):
+        save_adapter(plan.request.out, tensors, adapters[0], card, config=config)
+    else:
+        stage = stage_of(plan.request.out, plan.base.cache)
+        with Upload(stage, plan.digest) as upload, entered(stage, plan.digest, 0, 1):
+            upload.check()
+            upload.upload(save_adapter(stage.path / "adapter", tensors, adapters[0], card, config=config))
+            stage.remove()
     return LowRank(plan.request.out, largest, error)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 
-from resafe.checkpoints import Checkpoint, TensorInfo, open_checkpoint, parse_size
+from resafe.checkpoints import Checkpoint, RemoteFile, TensorInfo, open_checkpoint, parse_size
 from resafe.checkpoints.compare import vocabulary_note
 from resafe.engine.coefficients import Coefficients
 from resafe.engine.layout import Placed, Unit, lay_out, lay_out_like
@@ -78,6 +77,12 @@ class Plan:
         return ModelSource(self.base, self.files)
 
     @property
+    def remote(self) -> dict[str, Checkpoint]:
+        """The inputs that lie in object storage, by name."""
+        opened = {"base": self.base, **{model.name: model.checkpoint for model in self.models}}
+        return {name: checkpoint for name, checkpoint in opened.items() if checkpoint.remote}
+
+    @property
     def bytes_written(self) -> int:
         """Bytes of all output files."""
         return sum(unit.nbytes for unit in self.units)
@@ -130,14 +135,14 @@ def build_plan(request: Request, cache: Path | None = None) -> Plan:
     if not request.models:
         raise InputError("there is no model to fuse", "give at least one under models")
     shard_bytes = None if request.max_shard_size is None else parse_size(request.max_shard_size, "max_shard_size")
-    parse_size(request.memory, "memory")
+    memory = parse_size(request.memory, "memory")
     base = open_checkpoint(request.base, allow_pickle=request.allow_pickle, cache=cache)
     if base.kind != "model":
         raise InputError(f"{base.reference}: the base is an adapter", "give the full model, or BASE+ADAPTER as a model")
     names = [model.name or model.reference for model in request.models]
     if len(set(names)) != len(names):
         raise InputError(f"two models have the same name: {', '.join(names)}", "give each a name of its own")
-    files, problems, notes = Files(), [], []
+    files, problems, notes = Files(memory // 2), [], []
     wanted = {name: info for name, info in base.tensors.items() if not _is_scale(name, base)}
     models = []
     for name, given in zip(names, request.models, strict=True):
@@ -187,9 +192,7 @@ def _match(
 ) -> tuple[dict[str, str], list[str], list[str]]:
     """Base name → stored name where they differ; what is wrong; what is worth a note."""
     if checkpoint.kind == "adapter":
-        if checkpoint.base is not None and checkpoint.base.digest != base.digest:
-            return {}, [f"{label}: the adapter sits on {checkpoint.base.reference}, not on the base"], []
-        return {}, [], []
+        return {}, *_match_bases(label, checkpoint.base, base)
     renamed: dict[str, str] = {}
     problems, notes = [], []
     for name, info in wanted.items():
@@ -218,6 +221,16 @@ def _match(
     return renamed, problems, notes
 
 
+def _match_bases(label: str, own: Checkpoint | None, base: Checkpoint) -> tuple[list[str], list[str]]:
+    """Whether an adapter's base is the base: what is wrong, and what is worth a note."""
+    if own is None or own.digest == base.digest:
+        return [], []
+    alike = {n: i.shape for n, i in own.tensors.items()} == {n: i.shape for n, i in base.tensors.items()}
+    if alike and (own.remote or base.remote):  # in object storage nothing is hashed, so their bytes are not compared
+        return [], [f"{label}: its base {own.reference} is taken for {base.reference}: names and shapes are the same"]
+    return [f"{label}: the adapter sits on {own.reference}, not on the base"], []
+
+
 def _tied_to(name: str, info: TensorInfo, checkpoint: Checkpoint) -> str | None:
     """The embedding that stands for an output layer which a model with tied weights does not store."""
     if not checkpoint.config.get("tie_word_embeddings") or not name.endswith(("lm_head.weight", "embed_out.weight")):
@@ -230,11 +243,14 @@ def _tied_to(name: str, info: TensorInfo, checkpoint: Checkpoint) -> str | None:
 
 def _state(checkpoint: Checkpoint) -> list[Any]:
     """What tells a checkpoint from another without reading its tensors: files by path, size, time; headers."""
-    files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in checkpoint.files]
-    tensors = [
-        [i.name, str(i.dtype), list(i.shape), i.offset, os.path.basename(i.file)] for i in checkpoint.tensors.values()
-    ]
+    files = [file.state if isinstance(file, RemoteFile) else _file_state(file) for file in checkpoint.files]
+    tensors = [[i.name, str(i.dtype), list(i.shape), i.offset, i.file.name] for i in checkpoint.tensors.values()]
     return [files, digest_value(tensors), checkpoint.config]
+
+
+def _file_state(path: Path) -> list[Any]:
+    state = path.stat()
+    return [str(path), state.st_size, state.st_mtime_ns]
 
 
 def _short(dtype: torch.dtype) -> str:

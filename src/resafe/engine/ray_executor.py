@@ -118,13 +118,16 @@ class RayExecutor:
         """Stores the units' summaries, a task each."""
         self._run(summary_task, units, (round_, totals), tick)
 
-    def write(self, units: Sequence[Unit], totals: dict[str, Any], tick: Callable[[int], None]) -> None:
+    def write(
+        self, units: Sequence[Unit], totals: dict[str, Any], tick: Callable[[int], None],
+        finished: Callable[[Unit], None],
+    ) -> None:  # fmt: skip
         """Writes the units' files, a task each."""
-        self._run(file_task, units, (totals,), tick)
+        self._run(file_task, units, (totals,), tick, finished)
 
     def _run(
         self, function: Callable[..., Any], units: Sequence[Unit], arguments: tuple[Any, ...],
-        tick: Callable[[int], None],
+        tick: Callable[[int], None], finished: Callable[[Unit], None] = lambda _: None,
     ) -> None:  # fmt: skip
         """Starts all tasks and waits for them; a failure, or an interrupt, takes back those that are not done."""
         task = self._ray.remote(function).options(**self._options)
@@ -135,6 +138,7 @@ class RayExecutor:
                 unit = waiting.pop(done)
                 self._check(unit, done)
                 tick(unit.nbytes)
+                finished(unit)
         finally:
             for reference in waiting:
                 self._ray.cancel(reference)

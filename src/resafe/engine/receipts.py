@@ -68,9 +68,25 @@ def read_receipts(directory: Path) -> list[Receipt]:
     """
     path = directory / RECEIPTS
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return [Receipt(**entry) for entry in content["files"]]
+        return parse_receipts(path.read_bytes(), directory)
     except FileNotFoundError:
-        raise InputError(f"{directory}: has no {RECEIPTS}", "only what resafe fuse wrote can be verified") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise no_receipts(directory) from None
+    except OSError as error:
         raise InputError(f"{path}: cannot be read ({error})", "fuse again") from error
+
+
+def parse_receipts(content: bytes, directory: Path | str) -> list[Receipt]:
+    """The receipts in the content of an output's receipts file.
+
+    Raises:
+        InputError: It is damaged; `directory` names the output.
+    """
+    try:
+        return [Receipt(**entry) for entry in json.loads(content)["files"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{directory}/{RECEIPTS}: cannot be read ({error})", "fuse again") from error
+
+
+def no_receipts(directory: Path | str) -> InputError:
+    """The error for an output without a receipts file."""
+    return InputError(f"{directory}: has no {RECEIPTS}", "only what resafe fuse wrote can be verified")

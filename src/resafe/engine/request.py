@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 OutputDtype = Literal["same", "float32", "float16", "bfloat16"]
@@ -15,7 +15,7 @@ class Input:
     """One tuned model.
 
     Attributes:
-        reference: A checkpoint reference: a path, `org/name`, `base+adapter`, `file.gguf`, …
+        reference: A checkpoint reference: a path, `org/name`, `base+adapter`, `file.gguf`, `s3://…`, …
         name: Its name; keys its randomness, and stands in messages. "" takes the reference.
         weight: Its coefficient, as `Coefficients.of` reads it.
     """
@@ -34,7 +34,7 @@ class Request:
         models: The tuned models.
         method: A registered fusion method.
         settings: Its settings.
-        out: The directory to write.
+        out: The directory to write, or an address in object storage.
         dtype: "same" keeps every tensor's dtype in the base.
         max_shard_size: Bytes of an output file at most, or a text such as "5GB"; None makes files as the base has them.
         seed: Seed of random methods.
@@ -46,7 +46,7 @@ class Request:
 
     base: str
     models: tuple[Input, ...]
-    out: Path
+    out: Path | str
     method: str = "task_arithmetic"
     settings: Mapping[str, Any] = field(default_factory=dict)
     dtype: OutputDtype = "same"
@@ -56,3 +56,8 @@ class Request:
     output: Literal["model", "adapter"] = "model"
     rank: int | None = None
     allow_pickle: bool = False
+
+    @property
+    def name(self) -> str:
+        """The last part of the output's place."""
+        return PurePosixPath(self.out).name

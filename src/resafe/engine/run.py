@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -14,7 +13,6 @@ from typing import Any
 import torch
 
 from resafe.checkpoints import ensure_space
-from resafe.checkpoints.staging import check_replaceable, commit
 from resafe.checkpoints.writer import write_companions, write_json
 from resafe.engine.card import fusion_card
 from resafe.engine.executors import ExecutorName, opened, threads_of
@@ -22,9 +20,11 @@ from resafe.engine.inputs import InputDigests
 from resafe.engine.layout import Unit, index_of
 from resafe.engine.plan import Plan
 from resafe.engine.pool import memory_kept, single_threaded_tensors
-from resafe.engine.receipts import Receipt, read_receipt, read_receipts, write_receipts
+from resafe.engine.receipts import Receipt, read_receipt, write_receipts
 from resafe.engine.stage import Stage, entered, stage_of
 from resafe.engine.summary import summaries, summary_path
+from resafe.engine.target import Target, target_of
+from resafe.engine.unit import is_finished
 from resafe.errors import InputError, ResafeError
 from resafe.provenance import versions
 
@@ -38,14 +38,14 @@ class Outcome:
     """What a process did.
 
     Attributes:
-        out: The output directory.
+        out: The output directory, or its address in object storage.
         committed: Whether the output is complete and in its place; False where other ranks are still at work.
         receipts: Receipts of all files that are finished.
         redone: Number of files that this process wrote anew.
         seconds: Seconds it took.
     """
 
-    out: Path
+    out: Path | str
     committed: bool
     receipts: tuple[Receipt, ...]
     redone: int
@@ -62,20 +62,22 @@ def execute(
         plan: The plan.
         threads: Worker threads; None is one a usable core, 1 is serial. Under Ray, threads of a task; None is 1.
         rank: Which share of the files this process does, 0 to world − 1.
-        world: Number of processes; they share nothing but the directory.
+        world: Number of processes; they share nothing but the directory (and the cache, for object storage).
         progress: Told of bytes written, and read in the first pass.
         wait_s: How long to wait for the other ranks' part of the first pass.
         executor: Where this process's share is worked on; the output's bytes do not depend on it.
         ray_address: Of a Ray cluster; None takes the one that runs here, or starts one.
 
     Raises:
-        InputError: The output directory is not ours, has no room, or is taken by another process; no such executor.
-        ResafeError: The disk failed, or another rank did not come.
+        InputError: The output's place is not ours, has no room, or is taken by another process; an input changed; no
+            such executor.
+        ResafeError: The disk or object storage failed, or another rank did not come.
     """
     if not 0 <= rank < world:
         raise InputError(f"rank {rank} of {world}", "ranks are numbered from 0 to world − 1")
-    start, stage = time.monotonic(), stage_of(plan.request.out)
-    check_replaceable(stage.out)
+    start, stage = time.monotonic(), stage_of(plan.request.out, plan.base.cache)
+    target = target_of(stage, plan.digest)
+    target.check()
     workers = threads_of(executor, threads)
     with (
         entered(stage, plan.digest, rank, world),
@@ -83,26 +85,25 @@ def execute(
         memory_kept(),
         InputDigests(plan) as digests,
         contextlib.closing(plan.files),
+        target,
     ):
-        ensure_space(stage.path, plan.bytes_written - _present(stage, plan))
+        ensure_space(stage.path, target.room(list(plan.units)))
         mine = [unit for unit in plan.units if unit.number % world == rank]
-        redone = sum(read_receipt(stage.path / f"{unit.file}.receipt", plan.digest) is None for unit in mine)
+        waiting = [unit for unit in mine if not target.has(unit)]
+        redone = sum(not is_finished(unit, stage.path, plan.digest) for unit in waiting)
         with opened(executor, plan, stage.path, workers, ray_address) as works:
             totals: dict[str, Any] = {}
             for round_ in range(plan.fusion.rounds("model")):
                 tick = _ticks(f"first pass, round {round_ + 1}", mine, progress, digests)
                 works.summarise(mine, round_, totals, tick)
                 totals = _total(plan, stage, round_, totals, wait_s)
-            works.write(mine, totals, _ticks("fuse", mine, progress, digests))
-        committed = _commit(plan, stage, digests.result())
+            tick = _ticks("fuse", mine, progress, digests)
+            tick(sum(unit.nbytes for unit in mine if unit not in waiting))
+            works.write(waiting, totals, tick, target.take)
+        target.flush()
+        committed = _commit(plan, stage, target, digests.result())
     receipts = tuple(committed or [])
     return Outcome(stage.out, committed is not None, receipts, redone, time.monotonic() - start)
-
-
-def _present(stage: Stage, plan: Plan) -> int:
-    """Bytes that the finished files, and the room that a killed run had taken, already fill."""
-    names = [name for unit in plan.units for name in (unit.file, f"{unit.file}.partial")]
-    return sum((stage.path / name).stat().st_size for name in names if (stage.path / name).is_file())
 
 
 def _ticks(what: str, units: list[Unit], progress: Progress | None, digests: InputDigests) -> Callable[[int], None]:
@@ -130,43 +131,34 @@ def _total(plan: Plan, stage: Stage, round_: int, totals: dict[str, Any], wait_s
     return plan.fusion.total(summaries(paths), round_, totals)
 
 
-def _commit(plan: Plan, stage: Stage, inputs: dict[str, str]) -> list[Receipt] | None:
+def _commit(plan: Plan, stage: Stage, target: Target, inputs: dict[str, str]) -> list[Receipt] | None:
     """Puts the finished output in its place if all files are there; None if some are still missing."""
     with stage.setup():
         if not stage.path.is_dir():  # another rank was the last
-            return read_receipts(stage.out)
+            return target.receipts()
         receipts = [read_receipt(stage.path / f"{unit.file}.receipt", plan.digest) for unit in plan.units]
         found = [receipt for receipt in receipts if receipt is not None]
-        if len(found) < len(plan.units):
+        if len(found) < len(plan.units) or not all(target.complete(unit) for unit in plan.units):
             return None
         ready = stage.path.parent / f"{stage.path.name}-ready"
         shutil.rmtree(ready, ignore_errors=True)
         ready.mkdir()
-        for unit in plan.units:
-            _same_file(stage.path / unit.file, ready / unit.file)
         facts = {
             "plan": plan.digest,
             "method": plan.fusion.name,
             "settings": plan.fusion.resolved(),
             "seed": plan.fusion.seed,
             "inputs": inputs,
+            "remote_files": {name: [file.state for file in c.remote] for name, c in plan.remote.items()},
             "versions": versions(),
         }
         write_receipts(ready, found, facts)
         write_companions(ready, plan.base, _main_dtype(plan), fusion_card(plan, facts))
         if len(plan.units) > 1:  # last: without it the shards are no checkpoint
             write_json(ready / "model.safetensors.index.json", index_of(plan.units))
-        commit(ready, stage.out)
+        target.commit(ready, plan.units)
         stage.remove()
     return found
-
-
-def _same_file(source: Path, target: Path) -> None:
-    """A second name for a file, so that a kill before the end of the commit leaves the staging directory whole."""
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without links
-        source.replace(target)
 
 
 def _main_dtype(plan: Plan) -> torch.dtype:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from resafe.checkpoints import Checkpoint, TensorInfo, adapter_modules, base_tensor
+from resafe.checkpoints import Blocks, Checkpoint, File, RemoteFile, TensorInfo, adapter_modules, base_tensor
 from resafe.deltas.lora import scaling
 from resafe.errors import InputError
 
@@ -33,18 +33,27 @@ def rows_of(shape: Sequence[int]) -> tuple[int, int]:
 
 
 class Files:
-    """Open file descriptors, one a path, shared by all threads (positioned reads need no lock)."""
+    """Open file descriptors, one a path, shared by all threads (positioned reads need no lock).
 
-    def __init__(self) -> None:
+    Args:
+        kept: Bytes that blocks of remote files may take in memory.
+    """
+
+    def __init__(self, kept: int = 64 << 20) -> None:
+        self.blocks = Blocks(kept)
         self._open: dict[Path, int] = {}
         self._lock = threading.Lock()
 
-    def read(self, path: Path, offset: int, buffer: memoryview, what: str) -> None:
+    def read(self, path: File, offset: int, buffer: memoryview, what: str) -> None:
         """Fills a buffer from a place in a file.
 
         Raises:
-            InputError: The file cannot be read, or ends too early.
+            InputError: The file cannot be read, or ends too early, or (a remote one) it changed.
+            ResafeError: Object storage cannot be reached.
         """
+        if isinstance(path, RemoteFile):
+            self.blocks.read(path, offset, buffer)
+            return
         try:
             done = 0
             while done < len(buffer):
@@ -63,6 +72,7 @@ class Files:
 
     def close(self) -> None:
         """Closes all."""
+        self.blocks.close()
         with self._lock:
             for descriptor in self._open.values():
                 os.close(descriptor)

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from resafe.checkpoints import cache_root
 from resafe.errors import InputError
+from resafe.provenance import digest_value
 
 _PLAN = "plan.json"
 
@@ -22,11 +24,11 @@ class Stage:
     """Where the files of an unfinished output are.
 
     Attributes:
-        out: The output directory.
-        path: The staging directory beside it.
+        out: The output directory, or an address in object storage.
+        path: The staging directory, beside a directory; in the cache for an address.
     """
 
-    out: Path
+    out: Path | str
     path: Path
 
     @contextmanager
@@ -51,8 +53,15 @@ class Stage:
         (self.path.parent / f"{self.path.name}.lock").unlink(missing_ok=True)
 
 
-def stage_of(out: Path) -> Stage:
-    """The staging directory of an output directory; a link is followed."""
+def stage_of(out: Path | str, cache: Path | None = None) -> Stage:
+    """The staging directory of an output; a link is followed.
+
+    Args:
+        out: The directory, or an address in object storage.
+        cache: The cache directory, where files are made that go to object storage.
+    """
+    if isinstance(out, str):
+        return Stage(out, cache_root(cache) / "uploads" / digest_value(out)[:16])
     target = Path(os.path.realpath(out))
     return Stage(target, target.parent / f".{target.name}.fusing")
 

@@ -41,7 +41,7 @@ def run_unit(computer: Computer, unit: Unit, stage: Path, threads: int, tick: Ti
     """
     acknowledged = stage / f"{unit.file}.receipt"
     receipt = read_receipt(acknowledged, computer.plan.digest)
-    if receipt is not None and (stage / unit.file).is_file() and (stage / unit.file).stat().st_size == unit.nbytes:
+    if receipt is not None and is_finished(unit, stage, computer.plan.digest):
         if tick:
             tick(unit.nbytes)
         return receipt
@@ -69,6 +69,13 @@ def run_unit(computer: Computer, unit: Unit, stage: Path, threads: int, tick: Ti
     )
     write_receipt(acknowledged, receipt)
     return receipt
+
+
+def is_finished(unit: Unit, stage: Path, plan: str) -> bool:
+    """Whether the staging directory holds the unit's file, whole, with its receipt."""
+    path = stage / unit.file
+    acknowledged = read_receipt(stage / f"{unit.file}.receipt", plan) is not None
+    return acknowledged and path.is_file() and path.stat().st_size == unit.nbytes
 
 
 def _fill(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from resafe.checkpoints import read_header
+from resafe.checkpoints import File, RemoteFile, open_prefix, read_header
 from resafe.engine.pool import in_order, usable_cores
-from resafe.engine.receipts import Receipt, read_receipts
+from resafe.engine.receipts import RECEIPTS, Receipt, no_receipts, parse_receipts, read_receipts
 from resafe.errors import InputError
-from resafe.provenance import digest_file
+from resafe.provenance import digest_stream
 
 
 @dataclass(frozen=True)
@@ -21,33 +21,54 @@ class FileCheck:
     problems: tuple[str, ...]
 
 
-def verify(directory: Path, tick: Callable[[int], None] | None = None) -> list[FileCheck]:
+def verify(directory: Path | str, tick: Callable[[int], None] | None = None) -> list[FileCheck]:
     """Checks length, digest and header of every file, and names the tensors with NaN or infinite values.
 
     Args:
-        directory: What `resafe fuse` wrote.
+        directory: What `resafe fuse` wrote: a directory, or an address in object storage, which is read as a stream.
         tick: Called with the bytes of each file that was checked.
 
     Raises:
-        InputError: The directory has no receipts.
+        InputError: There are no receipts.
+        ResafeError: Object storage cannot be reached.
     """
-    receipts = read_receipts(directory)
+    files, receipts = _remote(directory) if isinstance(directory, str) else _local(directory)
     found = []
-    for check in in_order(lambda receipt: _check(directory, receipt), receipts, min(usable_cores(), 4)):
+    for check in in_order(lambda receipt: _check(files.get(receipt.file), receipt), receipts, min(usable_cores(), 4)):
         found.append(check)
         if tick:
             tick(check.receipt.nbytes)
     return found
 
 
-def _check(directory: Path, receipt: Receipt) -> FileCheck:
-    path = directory / receipt.file
+def _local(directory: Path) -> tuple[Mapping[str, File], list[Receipt]]:
+    """The output's files by name, and its receipts."""
+    receipts = read_receipts(directory)
+    paths = {receipt.file: directory / receipt.file for receipt in receipts}
+    return {name: path for name, path in paths.items() if path.is_file()}, receipts
+
+
+def _remote(url: str) -> tuple[Mapping[str, File], list[Receipt]]:
+    """The same in object storage."""
+    prefix = open_prefix(url)
+    files = prefix.files()
+    if RECEIPTS not in files:
+        raise no_receipts(url)
+    return files, parse_receipts(prefix.read(RECEIPTS), url)
+
+
+def _digest(file: File) -> str:
+    with file.open("rb") as stream:
+        return digest_stream(stream)
+
+
+def _check(path: File | None, receipt: Receipt) -> FileCheck:
     problems = []
-    if not path.is_file():
+    if path is None:
         problems.append("is missing")
-    elif (size := path.stat().st_size) != receipt.nbytes:
+    elif (size := path.size if isinstance(path, RemoteFile) else path.stat().st_size) != receipt.nbytes:
         problems.append(f"has {size} bytes, {receipt.nbytes} were written")
-    elif digest_file(path) != receipt.sha256:
+    elif _digest(path) != receipt.sha256:
         problems.append("its bytes are not those that were written (SHA-256 differs)")
     else:
         try:

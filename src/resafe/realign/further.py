@@ -44,7 +44,7 @@ def further_training(
     if problem.work is None:
         raise InputError("further_training needs a directory to work in", "call it through a recipe")
     source = problem.models()
-    model: Any = PeftModel.from_pretrained(source.plain(), str(vector.tuned.path))
+    model: Any = PeftModel.from_pretrained(source.plain(), str(vector.tuned.downloaded()))
     common: dict[str, Any] = {
         "steps": steps, "learning_rate": learning_rate, "batch_size": batch_size, "seed": problem.seed,
         "warmup_steps": 4, "save_every": 20,

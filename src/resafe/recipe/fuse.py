@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -15,7 +14,7 @@ Weight = float | list[float] | dict[str, float | list[float]] | str
 class FuseModel(Part):
     """One tuned model."""
 
-    reference: str = Field(description="path, org/name, base+adapter, file.gguf")
+    reference: str = Field(description="path, org/name, base+adapter, file.gguf, s3://bucket/prefix, gs://…")
     name: str = Field(default="", description="for messages and randomness; default: the reference")
     weight: Weight = Field(
         default=1.0,
@@ -27,11 +26,13 @@ class FuseModel(Part):
 class FuseRecipe(Part):
     """A fusion."""
 
-    base: str = Field(description="the aligned (or base) model that task vectors are taken from")
+    base: str = Field(
+        description="the aligned (or base) model that task vectors are taken from: path, org/name, s3://bucket/prefix"
+    )
     models: list[FuseModel] = Field(min_length=1)
     method: str = Field(default="task_arithmetic", description="see: resafe ls fusion")
     settings: dict[str, Any] = Field(default={}, description="of the method")
-    out: Path | None = Field(default=None, description="the directory to write; or give --out")
+    out: str | None = Field(default=None, description="directory or s3://bucket/prefix to write; or give --out")
     dtype: Literal["same", "float32", "float16", "bfloat16"] = "same"
     max_shard_size: int | str | None = Field(default=None, description='e.g. "5GB"; null: files as the base has them')
     seed: int = 0
