@@ -8,7 +8,7 @@ from resafe.checkpoints.hashing import cached_digest
 from resafe.checkpoints.header import TensorInfo, read_header
 from resafe.checkpoints.loading import load_model, load_tokenizer, quiet
 from resafe.checkpoints.precision import Precision, resolve_dtype
-from resafe.checkpoints.reader import Checkpoint, open_checkpoint
+from resafe.checkpoints.reader import Checkpoint, known_digest, open_checkpoint
 from resafe.checkpoints.reference import Reference, parse_reference
 from resafe.checkpoints.sizes import parse_size, show_size
 from resafe.checkpoints.staging import ensure_space, staged
@@ -28,6 +28,7 @@ __all__ = [
     "check_same_shapes",
     "convert_gguf",
     "ensure_space",
+    "known_digest",
     "load_model",
     "load_tokenizer",
     "open_checkpoint",

@@ -65,7 +65,7 @@ class Computer:
         _, width = rows_of(tensor.shape)
         if self._traits["part"] == "tensor":
             deltas = [delta.reshape(tensor.shape) for delta in deltas]
-        fused = self.plan.fusion.combine(tensor.name, deltas, statistics, weights, piece.start * width)
+        fused = self.plan.fusion.combine(tensor.name, deltas, statistics, weights, piece.start * width, tensor.shape)
         fused = fused.reshape(piece.stop - piece.start, width)
         return fused if base is None or self._whole_weights else fused.add_(base)
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from resafe.checkpoints import Checkpoint, TensorInfo, open_checkpoint, parse_size
+from resafe.checkpoints import Checkpoint, TensorInfo, known_digest, open_checkpoint, parse_size
 from resafe.checkpoints.compare import vocabulary_note
 from resafe.engine.coefficients import Coefficients
 from resafe.engine.layout import Placed, Unit, lay_out, lay_out_like
 from resafe.engine.request import Request
-from resafe.engine.sources import SCALE_SUFFIXES, Files, ModelSource, Source, rows_of, source_of
+from resafe.engine.sources import SCALE_SUFFIXES, AdapterSource, Files, ModelSource, Source, rows_of, source_of
 from resafe.errors import InputError, listed
-from resafe.fusion import FUSION, Fusion
+from resafe.fusion import FUSION, Fusion, Inputs
 from resafe.provenance import digest_value
 
 _BUFFERS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")  # recomputed by every implementation
@@ -104,8 +104,11 @@ class Plan:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all that the output's bytes depend on: method, settings, layout, and the state of every input."""
+        companion = self.fusion.companion
+        beside = {} if companion is None else {"companion": companion.digest}
         return digest_value(
-            {
+            beside
+            | {
                 "fusion": [self.fusion.name, self.fusion.resolved(), self.fusion.seed],
                 "models": [
                     [m.name, m.checkpoint.kind, asdict(m.coefficients), _state(m.checkpoint)] for m in self.models
@@ -150,12 +153,16 @@ def build_plan(request: Request, cache: Path | None = None) -> Plan:
     fusion = Fusion(request.method, dict(request.settings), request.seed, tuple(names))
     fusion.resolved()
     problems += FUSION.get(request.method).traits["check"](len(models))
+    wrong, remarks = _companion(fusion, base, models, wanted)
+    problems += wrong
+    notes += remarks
     if problems:
         raise InputError(
             f"the models cannot be fused onto {base.reference}:\n  {listed(problems)}",
             "all models must come from the base, with its architecture and vocabulary",
         )
-    placed = [_placed(info, request, models) for info in wanted.values()]
+    models = [_reading(fusion, place, model) for place, model in enumerate(models)]
+    placed = [_placed(info, request, models, fusion) for info in wanted.values()]
     if shard_bytes is not None:
         units = lay_out(placed, shard_bytes)
     else:
@@ -163,8 +170,35 @@ def build_plan(request: Request, cache: Path | None = None) -> Plan:
     return Plan(request, base, tuple(models), fusion, tuple(units), tuple(notes), files)
 
 
-def _placed(info: TensorInfo, request: Request, models: Sequence[Model]) -> Placed:
+def _companion(
+    fusion: Fusion, base: Checkpoint, models: Sequence[Model], wanted: Mapping[str, TensorInfo]
+) -> tuple[list[str], list[str]]:
+    """Problems and notes of what the method reads beside the task vectors."""
+    if fusion.companion is None:
+        return [], []
+    stored = [
+        {info.name: info.shape for info in m.checkpoint.tensors.values()} if m.checkpoint.kind == "adapter" else None
+        for m in models
+    ]
+    shapes = {name: info.shape for name, info in wanted.items() if info.dtype.is_floating_point}
+    inputs = Inputs(shapes, [model.name for model in models], stored)
+    problems, belongs = fusion.companion.problems(inputs), fusion.companion.base
+    if belongs is not None and known_digest(base) not in (None, belongs):
+        problems.append(f"it was made for another base than {base.reference} (digest {belongs[:12]})")
+    return [f"{fusion.name}: {problem}" for problem in problems], fusion.companion.notes(inputs)
+
+
+def _reading(fusion: Fusion, place: int, model: Model) -> Model:
+    """The model, its adapter's factors read through the method's companion."""
+    if fusion.companion is None or not isinstance(model.source, AdapterSource):
+        return model
+    return replace(model, source=replace(model.source, change=partial(fusion.companion.reads, place)))
+
+
+def _placed(info: TensorInfo, request: Request, models: Sequence[Model], fusion: Fusion) -> Placed:
     fused = info.dtype.is_floating_point and any(model.source.changes(info.name) for model in models)
+    if fusion.companion is not None:
+        fused = fused and fusion.companion.touches(info.name)
     dtype = info.dtype
     if request.dtype != "same" and dtype.is_floating_point:
         dtype = getattr(torch, request.dtype)

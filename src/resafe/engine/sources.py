@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -175,11 +175,18 @@ class AdapterSource:
     """A LoRA adapter on the base: its change is formed from its factors, row by row.
 
     Plain LoRA, rsLoRA, rank and alpha patterns, DoRA, and modules that were trained whole.
+
+    Attributes:
+        checkpoint: The adapter.
+        base: The model it sits on.
+        files: Open files.
+        change: Name and float32 value of a stored factor → what is used in its place; None leaves all as they are.
     """
 
     checkpoint: Checkpoint
     base: Checkpoint
     files: Files
+    change: Callable[[str, Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         unknown = {
@@ -225,7 +232,8 @@ class AdapterSource:
     def _factor(self, stored: str) -> Tensor:
         """A factor, float32: small, and needed again for every span of rows."""
         if stored not in self._kept:
-            self._kept[stored] = self.checkpoint.read(stored).to(torch.float32)
+            value = self.checkpoint.read(stored).to(torch.float32)
+            self._kept[stored] = value if self.change is None else self.change(stored, value)
         return self._kept[stored]
 
     def changes(self, name: str) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from torch import Tensor
 
-from resafe.fusion.base import FUSION, Context, FirstPass
+from resafe.fusion.base import FUSION, Companion, Context, FirstPass
 
 ReadDeltas = Callable[[str], Sequence[Tensor]]
 """Tensor name → the task vectors of that tensor, one a model."""
@@ -45,6 +46,17 @@ class Fusion:
         """Rounds of the first pass, if its totals are taken over that scope; else 0."""
         first_pass, settings = self._first_pass, self.resolved()
         return 0 if first_pass is None or first_pass.scope(settings) != scope else first_pass.rounds(settings)
+
+    @cached_property
+    def companion(self) -> Companion | None:
+        """What the method reads beside the task vectors, opened once.
+
+        Raises:
+            InputError: It is not there, or damaged.
+        """
+        opens = FUSION.get(self.name).traits["companion"]
+        found: Companion | None = opens(self.resolved()) if opens is not None else None
+        return found
 
     @property
     def _first_pass(self) -> FirstPass | None:
@@ -85,6 +97,7 @@ class Fusion:
         statistics: dict[str, Any] | None = None,
         weights: Sequence[float] = (),
         start: int = 0,
+        shape: tuple[int, ...] | None = None,
     ) -> Tensor:
         """The fused delta of one tensor, or of a part of it, float32.
 
@@ -94,8 +107,9 @@ class Fusion:
             statistics: Totals of its first pass; where they are missing they are taken over what is given.
             weights: The models' coefficients.
             start: Flat index of the part's first entry.
+            shape: Shape of the whole tensor; None is that of what is given.
         """
         known = statistics or self.gather(lambda: [deltas])
-        context = Context(name, self.seed, self.models, known, tuple(weights), start)
+        context = Context(name, self.seed, self.models, known, tuple(weights), start, shape, self.companion)
         fused: Tensor = FUSION.get(self.name).function(deltas, context, **self.resolved())
         return fused
