@@ -185,6 +185,8 @@ def _commit(plan: Plan, stage: Stage, inputs: dict[str, str]) -> list[Receipt] |
         }
         write_receipts(ready, found, facts)
         write_companions(ready, plan.base, _main_dtype(plan), fusion_card(plan, facts))
+        if plan.extended is not None:
+            plan.extended.extension.write(ready)
         if len(plan.units) > 1:  # last: without it the shards are no checkpoint
             write_json(ready / "model.safetensors.index.json", index_of(plan.units))
         commit(ready, stage.out)

@@ -218,7 +218,7 @@ class AdapterSource:
             for leaf, stored in parts.items():
                 name = base_tensor(module.module, self.base, shapes[stored], leaf)
                 assert name is not None
-                found[name] = {"whole": stored}
+                found[name] = {**found.get(name, {}), "whole": stored}  # PEFT saves what an adapter on a head sits on
         return found
 
     @property
@@ -250,15 +250,18 @@ class AdapterSource:
         parts = self._parts.get(name)
         if parts is None:
             return torch.zeros_like(base)
+        under = base
         if "whole" in parts:
-            return read_rows(self.files, self.checkpoint.tensors[parts["whole"]], start, stop).float().sub_(base)
+            under = read_rows(self.files, self.checkpoint.tensors[parts["whole"]], start, stop).float()
+            if "lora_A" not in parts:
+                return under.sub_(base)
         up, down = self._factor(parts["lora_B"]), self._factor(parts["lora_A"])
         factor = scaling(self.checkpoint, name)
         update = (down.T[start:stop] @ up.T if self._turned else up[start:stop] @ down).mul_(factor)
         if "lora_magnitude_vector" not in parts:
-            return update
+            return update if under is base else update.add_(under).sub_(base)
         magnitude = self._factor(parts["lora_magnitude_vector"]).reshape(-1)[start:stop, None]
-        tuned = base + update
+        tuned = under + update
         return tuned.mul_(magnitude / tuned.norm(dim=1, keepdim=True)).sub_(base)
 
     def nbytes(self, name: str) -> int:
