@@ -13,8 +13,10 @@ import resafe
 from resafe.checkpoints import open_checkpoint
 from resafe.checkpoints.vocabulary import read_vocabulary
 from resafe.engine import Input, Request, build_plan, execute, spans
-from resafe.engine.vocabulary import _padded, gathered
+from resafe.engine.matching import _padded
+from resafe.engine.vocabulary import gathered
 from resafe.errors import InputError
+from resafe.masks import Mask, MaskSettings
 from tests.evals.tiny import tiny_model, tiny_tokenizer
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -82,6 +84,9 @@ def test_rows_by_hand(three):
     torch.testing.assert_close(found[layer], wanted, rtol=1e-6, atol=1e-6)
     assert "one: 97 tokens shared with the base, 2 new, 0 missing" in plan.notes
     assert "two: 97 tokens shared with the base, 2 new, 0 missing" in plan.notes
+    assert plan.notes[-1].endswith(
+        "100 rows of vocabulary: the base's 97 tokens and 3 new ones, 1 of them means over several models"
+    )
 
 
 def test_what_is_written_works(three):
@@ -206,7 +211,7 @@ def test_refusals(tmp_path):
     save(tmp_path / "base")
     save(tmp_path / "more", ("kiwi",))
     text = refused(tmp_path, ["more"], vocabulary="refuse")
-    assert "vocabulary: 97 against 98" in text and "vocabulary: extend" in text
+    assert "vocabulary: 97 against 98" in text and "with vocabulary: extend" in text
     words = json.loads(tiny_tokenizer().backend_tokenizer.to_str())
     words["model"]["vocab"]["kiwi"] = 97
     ordinary = tiny_tokenizer()
@@ -232,6 +237,18 @@ def test_refusals(tmp_path):
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "bare" / file).unlink()
     assert "tokenizer cannot be loaded" in refused(tmp_path, ["bare"])
+
+
+def test_a_mask_over_the_old_rows_does_not_fit_the_new_ones(tmp_path):
+    save(tmp_path / "base")
+    save(tmp_path / "more", ("kiwi",))
+    Mask.of({EMBEDDING: torch.rand(97, 32)}, MaskSettings()).save(tmp_path / "mask")
+    text = refused(tmp_path, ["more"], method="mask", settings={"file": str(tmp_path / "mask")})
+    assert f"entry values for {EMBEDDING} have shape (97, 32), (98, 32) is needed" in text
+    Mask.of({"model.layers.0.mlp.up_proj.weight": torch.rand(64, 32)}, MaskSettings()).save(tmp_path / "other")
+    found, _ = fuse(tmp_path, {"more": 1.0}, method="mask", settings={"file": str(tmp_path / "other")})
+    more, base = (open_checkpoint(tmp_path / name).read(EMBEDDING) for name in ("more", "base"))
+    torch.testing.assert_close(found[EMBEDDING], torch.cat([base, more[97:]]))  # not masked: the base's, and the new
 
 
 def test_merges_that_differ_are_named(tmp_path):

@@ -6,21 +6,23 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from resafe.checkpoints import Checkpoint, TensorInfo, known_digest, open_checkpoint, parse_size
+from resafe.checkpoints import Checkpoint, TensorInfo, open_checkpoint, parse_size
 from resafe.checkpoints.compare import vocabulary_note
 from resafe.engine.coefficients import Coefficients
+from resafe.engine.companion import check_companion, read_through
 from resafe.engine.layout import Placed, Unit, lay_out, lay_out_like
+from resafe.engine.matching import match_vocabularies
 from resafe.engine.request import Request
-from resafe.engine.sources import SCALE_SUFFIXES, AdapterSource, Files, ModelSource, Source, rows_of, source_of
-from resafe.engine.vocabulary import ExtendedBase, ExtendedModel, Extension, match_vocabularies
+from resafe.engine.sources import SCALE_SUFFIXES, Files, ModelSource, Source, rows_of, source_of
+from resafe.engine.vocabulary import ExtendedBase, ExtendedModel, Extension
 from resafe.errors import InputError, listed
-from resafe.fusion import FUSION, Fusion, Inputs
+from resafe.fusion import FUSION, Fusion
 from resafe.provenance import digest_value
 
 _BUFFERS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")  # recomputed by every implementation
@@ -162,16 +164,15 @@ def build_plan(request: Request, cache: Path | None = None) -> Plan:
     fusion.resolved()
     problems += FUSION.get(request.method).traits["check"](len(models))
     wanted = wanted if extension is None else extension.reshaped(wanted)
-    wrong, remarks = _companion(fusion, base, models, wanted)
+    wrong, remarks = check_companion(fusion, base, list(zip(names, opened, strict=True)), wanted)
     problems += wrong
     notes += remarks
     if problems:
         raise InputError(
             f"the models cannot be fused onto {base.reference}:\n  {listed(problems)}",
-            "all models must come from the base, with its architecture and vocabulary"
-            + ("" if request.vocabulary == "extend" else "; vocabulary: extend takes over tokens that were added"),
+            "all models must come from the base, with its architecture and vocabulary" + _remedy(problems, request),
         )
-    models = [_reading(fusion, place, model) for place, model in enumerate(models)]
+    models = [replace(m, source=read_through(fusion, k, m.source)) for k, m in enumerate(models)]
     extended: ExtendedBase | None = None
     if extension is not None:
         extended = ExtendedBase(ModelSource(base, files), extension, tuple(model.source for model in models))
@@ -184,29 +185,9 @@ def build_plan(request: Request, cache: Path | None = None) -> Plan:
     return Plan(request, base, tuple(models), fusion, tuple(units), tuple(notes), files, extended)
 
 
-def _companion(
-    fusion: Fusion, base: Checkpoint, models: Sequence[Model], wanted: Mapping[str, TensorInfo]
-) -> tuple[list[str], list[str]]:
-    """Problems and notes of what the method reads beside the task vectors."""
-    if fusion.companion is None:
-        return [], []
-    stored = [
-        {info.name: info.shape for info in m.checkpoint.tensors.values()} if m.checkpoint.kind == "adapter" else None
-        for m in models
-    ]
-    shapes = {name: info.shape for name, info in wanted.items() if info.dtype.is_floating_point}
-    inputs = Inputs(shapes, [model.name for model in models], stored)
-    problems, belongs = fusion.companion.problems(inputs), fusion.companion.base
-    if belongs is not None and known_digest(base) not in (None, belongs):
-        problems.append(f"it was made for another base than {base.reference} (digest {belongs[:12]})")
-    return [f"{fusion.name}: {problem}" for problem in problems], fusion.companion.notes(inputs)
-
-
-def _reading(fusion: Fusion, place: int, model: Model) -> Model:
-    """The model, its adapter's factors read through the method's companion."""
-    if fusion.companion is None or not isinstance(model.source, AdapterSource):
-        return model
-    return replace(model, source=replace(model.source, change=partial(fusion.companion.reads, place)))
+def _remedy(problems: Sequence[str], request: Request) -> str:
+    other = any("vocabulary: " in problem for problem in problems) and request.vocabulary == "refuse"
+    return "; with vocabulary: extend, tokens that were added are matched by their strings" if other else ""
 
 
 def _placed(
