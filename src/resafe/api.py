@@ -148,6 +148,7 @@ def fuse(
     world: int = 1,
     output: Literal["model", "adapter"] = "model",
     adapter_rank: int | None = None,
+    vocabulary: Literal["refuse", "extend"] = "refuse",
     allow_pickle: bool = False,
     progress: FuseProgress | None = None,
     executor: ExecutorName = "threads",
@@ -171,6 +172,7 @@ def fuse(
         world: Processes that share the work and the output directory.
         output: "model", or "adapter" where all models are adapters and the method is a weighted sum of them.
         adapter_rank: Rank of a written adapter at most; None keeps the exact sum.
+        vocabulary: "refuse" models with another vocabulary, or "extend" the base's by the tokens that they added.
         allow_pickle: Also read pickled weights, as plain tensors only.
         progress: Called with (what, bytes done, bytes in all).
         executor: "serial", "threads", or "ray" for one Ray task an output file; the result is the same.
@@ -191,7 +193,7 @@ def fuse(
     request = Request(
         base=str(base), models=tuple(given), out=parse_output(out), method=method, settings=dict(settings or {}),
         dtype=dtype, max_shard_size=max_shard_size, seed=seed, memory=memory, output=output, rank=adapter_rank,
-        allow_pickle=allow_pickle,
+        vocabulary=vocabulary, allow_pickle=allow_pickle,
     )  # fmt: skip
     return run_fusion(
         request, threads=threads, rank=rank, world=world, progress=progress, executor=executor, ray_address=ray_address

@@ -42,8 +42,9 @@ def make(lab, out: Path, **options):
         {"lora_alpha": 8, "use_dora": True},
         {"lora_alpha": 8, "rank_pattern": {"down_proj": 2}, "alpha_pattern": {"q_proj": 3}},
         {"lora_alpha": 8, "modules_to_save": ["norm"]},
+        {"lora_alpha": 8, "target_modules": ["q_proj", "lm_head"]},
     ],
-    ids=["lora", "rslora", "dora", "patterns", "modules_to_save"],
+    ids=["lora", "rslora", "dora", "patterns", "modules_to_save", "head"],
 )
 def test_one_adapter_is_what_peft_merges(lab, tmp_path, options):
     adapter = make(lab, tmp_path / "adapter", **options)

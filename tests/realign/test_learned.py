@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from resafe.deltas import task_vector
+from resafe.engine import Input, Request, build_plan
 from resafe.errors import InputError
 from resafe.masks import Mask, MaskSettings
 from resafe.realign.scores import (
@@ -148,6 +149,14 @@ def test_somf_writes_an_adapter(lab, tmp_path, settings):
     for name in of.names:
         assert torch.equal(read.at(1.0)(name), found.at(1.0)(name))
     assert Mask.load(tmp_path / "mask").provenance["training"]["steps"] == 3
+    provenance = Mask.load(tmp_path / "mask").provenance
+    assert provenance["aligned"] == lab.open("safe").digest and provenance["tuned"] == [lab.open("tuned").digest]
+    # The mask is over what the tuned adapter added to the safe one; over all of its factors it would be another model.
+    lab.open("base").digest  # noqa: B018
+    tuned = Input(f"{lab.root / 'base'}+{lab.root / 'tuned'}", "tuned")
+    request = Request(str(lab.root / "base"), (tuned,), tmp_path / "f", "mask", {"file": str(tmp_path / "mask")})
+    with pytest.raises(InputError, match="made for another base"):
+        build_plan(request, lab.root / "cache")
 
 
 def test_warm_start_is_where_training_begins(lab, tmp_path):

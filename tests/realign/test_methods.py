@@ -11,8 +11,9 @@ from resafe.deltas import task_vector
 from resafe.errors import InputError
 from resafe.fusion import Fusion
 from resafe.masks import Mask, MaskSettings
+from resafe.masks.concrete import scaled_mask
 from resafe.realign import REALIGN, Problem, write_realigned
-from resafe.realign.mask_family import mask_family, scaled_mask
+from resafe.realign.mask_family import mask_family
 from resafe.registry import Registry
 from resafe.tensors import uniform
 from tests.tiny import KEEP, PAIRS, logits

@@ -9,7 +9,7 @@ from resafe.checkpoints.hashing import cached_digest
 from resafe.checkpoints.header import TensorInfo, read_header
 from resafe.checkpoints.loading import load_model, load_tokenizer, quiet
 from resafe.checkpoints.precision import Precision, resolve_dtype
-from resafe.checkpoints.reader import Checkpoint, open_checkpoint
+from resafe.checkpoints.reader import Checkpoint, known_digest, open_checkpoint
 from resafe.checkpoints.reference import Reference, parse_output, parse_reference
 from resafe.checkpoints.sizes import parse_size, show_size
 from resafe.checkpoints.staging import ensure_space, staged
@@ -35,6 +35,7 @@ __all__ = [
     "convert_gguf",
     "ensure_space",
     "is_remote",
+    "known_digest",
     "load_model",
     "load_tokenizer",
     "open_checkpoint",

@@ -15,6 +15,11 @@ from resafe.errors import InputError, listed
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|lm_head|wte|embed_in|embed_out|word_embeddings)\.weight$")
 
 
+def is_vocabulary(name: str) -> bool:
+    """Whether a tensor's name is that of an embedding or an output layer, which have a row (or an entry) a token."""
+    return _EMBEDDING.search(name) is not None or name.endswith(("lm_head.bias", "embed_out.bias"))
+
+
 def check_same_shapes(aligned: Checkpoint, tuned: Checkpoint) -> None:
     """Checks that a tuned model can be compared with an aligned one tensor by tensor; reports every problem at once.
 

@@ -31,6 +31,11 @@ def cached_digest(path: Path, cache: Path) -> str:
     return digest
 
 
+def remembered_digest(path: Path, cache: Path) -> str | None:
+    """`cached_digest` where it is remembered; None where the file would have to be read."""
+    return _load(cache).get(_key(path))
+
+
 def _key(path: Path) -> str:
     state = path.stat()
     return f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}"

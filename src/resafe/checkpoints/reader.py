@@ -21,7 +21,7 @@ from resafe.checkpoints.adapter import base_reference, check_adapter_fits
 from resafe.checkpoints.cachedir import cache_root
 from resafe.checkpoints.folder import Folder, remote_folder
 from resafe.checkpoints.gguf import convert_gguf
-from resafe.checkpoints.hashing import cached_digest
+from resafe.checkpoints.hashing import cached_digest, remembered_digest
 from resafe.checkpoints.header import TensorInfo
 from resafe.checkpoints.reference import Reference, parse_reference, resolve
 from resafe.checkpoints.shards import WEIGHTS, Weights, has_weights, read_json, read_weights
@@ -140,6 +140,13 @@ class Checkpoint:
         from resafe.deltas import task_vector  # deltas read checkpoints: imported late, the arrow stays one-way
 
         return task_vector(self, other)
+
+
+def known_digest(checkpoint: Checkpoint) -> str | None:
+    """`Checkpoint.digest` where it is known without reading a weight; else None."""
+    files = checkpoint.files + (checkpoint.base.files if checkpoint.base is not None else ())
+    known = all(isinstance(f, RemoteFile) or remembered_digest(f, checkpoint.cache) is not None for f in files)
+    return checkpoint.digest if known else None
 
 
 def open_checkpoint(reference: str | Path, *, allow_pickle: bool = False, cache: Path | None = None) -> Checkpoint:

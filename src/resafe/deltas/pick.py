@@ -47,6 +47,15 @@ def task_vector(tuned: Checkpoint, aligned: Checkpoint, space: Space = "auto") -
     return DifferenceVector(tuned, safe)
 
 
+def origins(vector: TaskVector) -> tuple[Checkpoint | None, Checkpoint | None]:
+    """The aligned and the tuned checkpoint of a task vector; None for what it does not know."""
+    if isinstance(vector, LoraProductVector):
+        return vector.safe or vector.model, vector.tuned
+    if isinstance(vector, DifferenceVector):
+        return vector.base or vector.tuned.base, vector.tuned
+    return None, None
+
+
 def check_together(vectors: Sequence[TaskVector]) -> None:
     """Checks that task vectors can be combined tensor by tensor; reads headers only.
 

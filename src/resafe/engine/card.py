@@ -29,7 +29,7 @@ def fusion_card(plan: Plan, facts: dict[str, Any]) -> str:
         "and accumulated in float32.\n\n"
         "| model | reference | coefficient | digest |\n| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n\n"
         f"{_remote(plan)}Settings:\n\n```yaml\n{settings}```\n\n"
-        "Configuration, tokenizer, chat template and generation settings are the base's. "
+        f"{_vocabulary(plan)}Configuration, tokenizer, chat template and generation settings are the base's. "
         "`resafe verify DIRECTORY` checks every file against its receipt.\n"
     )
 
@@ -42,6 +42,14 @@ def _remote(plan: Plan) -> str:
         f"Read from object storage: {', '.join(plan.remote)}. Their digests are over the addresses, sizes and ETags of "
         "their files (listed in the receipts), not over their bytes.\n\n"
     )
+
+
+def _vocabulary(plan: Plan) -> str:
+    if plan.extended is None:
+        return ""
+    known = plan.extended.extension
+    more = f", and {len(known.tokens)} that tuned models added: each is the mean of their rows" if known.tokens else ""
+    return f"Vocabularies were matched by token string; it has the base's tokens{more}.\n\n"
 
 
 def _shown(weight: Any) -> str:

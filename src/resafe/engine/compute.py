@@ -65,9 +65,12 @@ class Computer:
         _, width = rows_of(tensor.shape)
         if self._traits["part"] == "tensor":
             deltas = [delta.reshape(tensor.shape) for delta in deltas]
-        fused = self.plan.fusion.combine(tensor.name, deltas, statistics, weights, piece.start * width)
+        fused = self.plan.fusion.combine(tensor.name, deltas, statistics, weights, piece.start * width, tensor.shape)
         fused = fused.reshape(piece.stop - piece.start, width)
-        return fused if base is None or self._whole_weights else fused.add_(base)
+        value = fused if base is None or self._whole_weights else fused.add_(base)
+        if self.plan.extended is not None and base is not None:
+            self.plan.extended.extension.keep_new(tensor.name, piece.start, piece.stop, value, base)
+        return value
 
     def output(self, piece: Span, statistics: dict[str, Any]) -> tuple[Tensor, float, int, int]:
         """The output's rows in their stored dtype, and of them Σ x², the number of NaN and of infinite values."""

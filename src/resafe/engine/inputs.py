@@ -31,12 +31,17 @@ class InputDigests:
 
     def __init__(self, plan: Plan) -> None:
         self._checkpoints = {"base": plan.base, **{model.name: model.checkpoint for model in plan.models}}
+        companion = plan.fusion.companion
+        self._wanted = {"base": companion.base if companion is not None else None}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="resafe-digest")
         self._futures: dict[str, Future[str]] = {}
 
     def __enter__(self) -> InputDigests:
         """Starts the thread."""
-        self._futures = {name: self._pool.submit(_checked, name, c) for name, c in self._checkpoints.items()}
+        self._futures = {
+            name: self._pool.submit(_checked, name, checkpoint, self._wanted.get(name))
+            for name, checkpoint in self._checkpoints.items()
+        }
         return self
 
     def __exit__(
@@ -55,12 +60,13 @@ class InputDigests:
         """Digests of the checkpoints by name: "base", and the models' names.
 
         Raises:
-            InputError: A file is not what its receipt, or its name in the Hub's cache, says.
+            InputError: A file is not what its receipt, or its name in the Hub's cache, says; or the method reads
+                something beside the models that belongs to another base.
         """
         return {name: future.result() for name, future in self._futures.items()}
 
 
-def _checked(label: str, checkpoint: Checkpoint) -> str:
+def _checked(label: str, checkpoint: Checkpoint, wanted: str | None) -> str:
     for path in checkpoint.files:
         if isinstance(path, RemoteFile):
             continue  # each of its ranges is asked for under its ETag
@@ -69,6 +75,11 @@ def _checked(label: str, checkpoint: Checkpoint) -> str:
             raise InputError(
                 f"{label}: {path} is damaged: its SHA-256 is not the one that was recorded", "copy or download it again"
             )
+    if wanted not in (None, checkpoint.digest):
+        raise InputError(
+            f"{label}: {checkpoint.reference} is not the base that the method's file was made for",
+            "give that base, or set check=false among the method's settings",
+        )
     return checkpoint.digest
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,12 @@ import torch
 from resafe.checkpoints import Checkpoint, RemoteFile, TensorInfo, open_checkpoint, parse_size
 from resafe.checkpoints.compare import vocabulary_note
 from resafe.engine.coefficients import Coefficients
+from resafe.engine.companion import check_companion, read_through
 from resafe.engine.layout import Placed, Unit, lay_out, lay_out_like
+from resafe.engine.matching import match_vocabularies
 from resafe.engine.request import Request
 from resafe.engine.sources import SCALE_SUFFIXES, Files, ModelSource, Source, rows_of, source_of
+from resafe.engine.vocabulary import ExtendedBase, ExtendedModel, Extension
 from resafe.errors import InputError, listed
 from resafe.fusion import FUSION, Fusion
 from resafe.provenance import digest_value
@@ -46,6 +49,7 @@ class Plan:
         units: The output files.
         notes: What a user should know: tensors left out, tied heads, … one line each.
         files: Open files.
+        extended: The base in the output's vocabulary, where that is not the base's own.
     """
 
     request: Request
@@ -55,6 +59,7 @@ class Plan:
     units: tuple[Unit, ...]
     notes: tuple[str, ...]
     files: Files
+    extended: ExtendedBase | None = None
 
     @property
     def method(self) -> Any:
@@ -72,9 +77,9 @@ class Plan:
         return parse_size(self.request.memory, "memory")
 
     @cached_property
-    def base_source(self) -> ModelSource:
+    def base_source(self) -> ModelSource | ExtendedBase:
         """The base's rows."""
-        return ModelSource(self.base, self.files)
+        return self.extended or ModelSource(self.base, self.files)
 
     @property
     def remote(self) -> dict[str, Checkpoint]:
@@ -109,8 +114,13 @@ class Plan:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all that the output's bytes depend on: method, settings, layout, and the state of every input."""
+        companion = self.fusion.companion
+        beside = {} if companion is None else {"companion": companion.digest}
+        if self.extended is not None:
+            beside["vocabulary"] = self.extended.extension.digest
         return digest_value(
-            {
+            beside
+            | {
                 "fusion": [self.fusion.name, self.fusion.resolved(), self.fusion.seed],
                 "models": [
                     [m.name, m.checkpoint.kind, asdict(m.coefficients), _state(m.checkpoint)] for m in self.models
@@ -142,12 +152,15 @@ def build_plan(request: Request, cache: Path | None = None) -> Plan:
     names = [model.name or model.reference for model in request.models]
     if len(set(names)) != len(names):
         raise InputError(f"two models have the same name: {', '.join(names)}", "give each a name of its own")
-    files, problems, notes = Files(memory // 2), [], []
+    files, problems, notes = Files(memory // 2), list[str](), list[str]()
     wanted = {name: info for name, info in base.tensors.items() if not _is_scale(name, base)}
+    opened = [open_checkpoint(m.reference, allow_pickle=request.allow_pickle, cache=cache) for m in request.models]
+    extension: Extension | None = None
+    if request.vocabulary == "extend":
+        extension, problems, notes = match_vocabularies(base, list(zip(names, opened, strict=True)), wanted)
     models = []
-    for name, given in zip(names, request.models, strict=True):
-        checkpoint = open_checkpoint(given.reference, allow_pickle=request.allow_pickle, cache=cache)
-        renamed, wrong, remarks = _match(name, checkpoint, base, wanted)
+    for name, given, checkpoint in zip(names, request.models, opened, strict=True):
+        renamed, wrong, remarks = _match(name, checkpoint, base, wanted, extension)
         problems += wrong
         notes += remarks
         coefficients = Coefficients.of(given.weight, list(wanted), f"weight of {name}")
@@ -155,21 +168,40 @@ def build_plan(request: Request, cache: Path | None = None) -> Plan:
     fusion = Fusion(request.method, dict(request.settings), request.seed, tuple(names))
     fusion.resolved()
     problems += FUSION.get(request.method).traits["check"](len(models))
+    wanted = wanted if extension is None else extension.reshaped(wanted)
+    wrong, remarks = check_companion(fusion, base, list(zip(names, opened, strict=True)), wanted)
+    problems += wrong
+    notes += remarks
     if problems:
         raise InputError(
             f"the models cannot be fused onto {base.reference}:\n  {listed(problems)}",
-            "all models must come from the base, with its architecture and vocabulary",
+            "all models must come from the base, with its architecture and vocabulary" + _remedy(problems, request),
         )
-    placed = [_placed(info, request, models) for info in wanted.values()]
+    models = [replace(m, source=read_through(fusion, k, m.source)) for k, m in enumerate(models)]
+    extended: ExtendedBase | None = None
+    if extension is not None:
+        extended = ExtendedBase(ModelSource(base, files), extension, tuple(model.source for model in models))
+        models = [replace(m, source=ExtendedModel(m.source, extended, k)) for k, m in enumerate(models)]
+    placed = [_placed(info, request, models, fusion, extension) for info in wanted.values()]
     if shard_bytes is not None:
         units = lay_out(placed, shard_bytes)
     else:
         units = lay_out_like(placed, [wanted[tensor.name].file for tensor in placed])
-    return Plan(request, base, tuple(models), fusion, tuple(units), tuple(notes), files)
+    return Plan(request, base, tuple(models), fusion, tuple(units), tuple(notes), files, extended)
 
 
-def _placed(info: TensorInfo, request: Request, models: Sequence[Model]) -> Placed:
+def _remedy(problems: Sequence[str], request: Request) -> str:
+    other = any("vocabulary: " in problem for problem in problems) and request.vocabulary == "refuse"
+    return "; with vocabulary: extend, tokens that were added are matched by their strings" if other else ""
+
+
+def _placed(
+    info: TensorInfo, request: Request, models: Sequence[Model], fusion: Fusion, extension: Extension | None
+) -> Placed:
     fused = info.dtype.is_floating_point and any(model.source.changes(info.name) for model in models)
+    if fusion.companion is not None:
+        fused = fused and fusion.companion.touches(info.name)
+    fused = fused or (extension is not None and info.name in extension.tensors)  # its rows are others than the base's
     dtype = info.dtype
     if request.dtype != "same" and dtype.is_floating_point:
         dtype = getattr(torch, request.dtype)
@@ -188,24 +220,29 @@ def _is_scale(name: str, checkpoint: Checkpoint) -> bool:
 
 
 def _match(
-    label: str, checkpoint: Checkpoint, base: Checkpoint, wanted: Mapping[str, TensorInfo]
+    label: str, checkpoint: Checkpoint, base: Checkpoint, wanted: Mapping[str, TensorInfo], extension: Extension | None
 ) -> tuple[dict[str, str], list[str], list[str]]:
     """Base name → stored name where they differ; what is wrong; what is worth a note."""
     if checkpoint.kind == "adapter":
         return {}, *_match_bases(label, checkpoint.base, base)
     renamed: dict[str, str] = {}
     problems, notes = [], []
+
+    def matched(name: str) -> bool:
+        """Whether its rows are matched by token, so that their number may differ."""
+        return extension is not None and name in extension.tensors
+
     for name, info in wanted.items():
         stored = name
         if name not in checkpoint.tensors:
-            tied = _tied_to(name, info, checkpoint)
+            tied = _tied_to(name, info, checkpoint, matched=matched(name))
             if tied is None:
                 problems.append(f"{label}: has no {name}")
                 continue
             stored = renamed[name] = tied
             notes.append(f"{label}: {name} is tied to its {tied}; the base stores it, so both are fused")
         other = checkpoint.tensors[stored]
-        if other.shape != info.shape:
+        if other.shape != info.shape and not (matched(name) and other.shape[1:] == info.shape[1:]):
             problems.append(f"{label}: {vocabulary_note(info, other, base, checkpoint)}")
         elif other.dtype.is_floating_point != info.dtype.is_floating_point:
             problems.append(f"{label}: {name} is {_short(other.dtype)}, the base's {_short(info.dtype)}")
@@ -231,12 +268,18 @@ def _match_bases(label: str, own: Checkpoint | None, base: Checkpoint) -> tuple[
     return [f"{label}: the adapter sits on {own.reference}, not on the base"], []
 
 
-def _tied_to(name: str, info: TensorInfo, checkpoint: Checkpoint) -> str | None:
-    """The embedding that stands for an output layer which a model with tied weights does not store."""
+def _tied_to(name: str, info: TensorInfo, checkpoint: Checkpoint, *, matched: bool = False) -> str | None:
+    """The embedding that stands for an output layer which a model with tied weights does not store.
+
+    Its number of rows may differ where they are matched by token.
+    """
     if not checkpoint.config.get("tie_word_embeddings") or not name.endswith(("lm_head.weight", "embed_out.weight")):
         return None
+    from_ = 1 if matched else 0
     same = [
-        n for n, i in checkpoint.tensors.items() if (i.shape == info.shape and "embed" in n) or n.endswith("wte.weight")
+        n
+        for n, i in checkpoint.tensors.items()
+        if (i.shape[from_:] == info.shape[from_:] and "embed" in n) or n.endswith("wte.weight")
     ]
     return same[0] if len(same) == 1 else None
 

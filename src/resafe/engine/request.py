@@ -41,6 +41,8 @@ class Request:
         memory: Bytes that buffers may take, or a text.
         output: "model", or "adapter" where all models are adapters and the method is a weighted sum of them.
         rank: Rank of an adapter that is written, at most; None keeps the exact sum.
+        vocabulary: "refuse" models with another vocabulary, or "extend" the base's by their added tokens, rows matched
+            by token string.
         allow_pickle: Also read pickled weights, as plain tensors.
     """
 
@@ -55,6 +57,7 @@ class Request:
     memory: int | str = "2GB"
     output: Literal["model", "adapter"] = "model"
     rank: int | None = None
+    vocabulary: Literal["refuse", "extend"] = "refuse"
     allow_pickle: bool = False
 
     @property

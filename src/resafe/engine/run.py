@@ -154,6 +154,8 @@ def _commit(plan: Plan, stage: Stage, target: Target, inputs: dict[str, str]) ->
         }
         write_receipts(ready, found, facts)
         write_companions(ready, plan.base, _main_dtype(plan), fusion_card(plan, facts))
+        if plan.extended is not None:
+            plan.extended.extension.write(ready)
         if len(plan.units) > 1:  # last: without it the shards are no checkpoint
             write_json(ready / "model.safetensors.index.json", index_of(plan.units))
         target.commit(ready, plan.units)

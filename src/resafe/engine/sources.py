@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -185,11 +185,18 @@ class AdapterSource:
     """A LoRA adapter on the base: its change is formed from its factors, row by row.
 
     Plain LoRA, rsLoRA, rank and alpha patterns, DoRA, and modules that were trained whole.
+
+    Attributes:
+        checkpoint: The adapter.
+        base: The model it sits on.
+        files: Open files.
+        change: Name and float32 value of a stored factor → what is used in its place; None leaves all as they are.
     """
 
     checkpoint: Checkpoint
     base: Checkpoint
     files: Files
+    change: Callable[[str, Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         unknown = {
@@ -221,7 +228,7 @@ class AdapterSource:
             for leaf, stored in parts.items():
                 name = base_tensor(module.module, self.base, shapes[stored], leaf)
                 assert name is not None
-                found[name] = {"whole": stored}
+                found[name] = {**found.get(name, {}), "whole": stored}  # PEFT saves what an adapter on a head sits on
         return found
 
     @property
@@ -235,7 +242,8 @@ class AdapterSource:
     def _factor(self, stored: str) -> Tensor:
         """A factor, float32: small, and needed again for every span of rows."""
         if stored not in self._kept:
-            self._kept[stored] = self.checkpoint.read(stored).to(torch.float32)
+            value = self.checkpoint.read(stored).to(torch.float32)
+            self._kept[stored] = value if self.change is None else self.change(stored, value)
         return self._kept[stored]
 
     def changes(self, name: str) -> bool:
@@ -252,15 +260,18 @@ class AdapterSource:
         parts = self._parts.get(name)
         if parts is None:
             return torch.zeros_like(base)
+        under = base
         if "whole" in parts:
-            return read_rows(self.files, self.checkpoint.tensors[parts["whole"]], start, stop).float().sub_(base)
+            under = read_rows(self.files, self.checkpoint.tensors[parts["whole"]], start, stop).float()
+            if "lora_A" not in parts:
+                return under.sub_(base)
         up, down = self._factor(parts["lora_B"]), self._factor(parts["lora_A"])
         factor = scaling(self.checkpoint, name)
         update = (down.T[start:stop] @ up.T if self._turned else up[start:stop] @ down).mul_(factor)
         if "lora_magnitude_vector" not in parts:
-            return update
+            return update if under is base else update.add_(under).sub_(base)
         magnitude = self._factor(parts["lora_magnitude_vector"]).reshape(-1)[start:stop, None]
-        tuned = base + update
+        tuned = under + update
         return tuned.mul_(magnitude / tuned.norm(dim=1, keepdim=True)).sub_(base)
 
     def nbytes(self, name: str) -> int:

@@ -11,13 +11,15 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from resafe.checkpoints import Checkpoint, TensorInfo
 from resafe.engine.compute import Computer
+from resafe.engine.kernelcopy import copy_bytes
 from resafe.engine.layout import Unit
 from resafe.engine.pool import in_order
 from resafe.engine.receipts import Receipt, read_receipt, write_receipt
 from resafe.engine.sources import bytes_of, rows_of
 from resafe.engine.spans import Span, tasks_of
-from resafe.errors import ResafeError
+from resafe.errors import InputError, ResafeError
 
 _AT_ONCE = 1 << 20  # hashed: what was just written and read is still in a cache
 _SYNCED_AT_ONCE = 1 << 28
@@ -99,6 +101,8 @@ def _fill(
         return written, facts
 
     squares, nans, infs = 0.0, dict[str, int](), dict[str, int]()
+    if _copied(computer, unit, descriptor, tick):
+        return squares, nans, infs
     complete = len(unit.header)
     for written, facts in in_order(work, tasks_of(unit, computer.undivided), threads):
         complete += written  # tasks come in the order of the file
@@ -111,6 +115,37 @@ def _fill(
         if tick:
             tick(written)
     return squares, nans, infs
+
+
+def _copied(computer: Computer, unit: Unit, descriptor: int, tick: Tick | None) -> bool:
+    """Copies a file in which nothing is fused and which lies in one piece in a file of the base; else False."""
+    first = _unchanged(computer.plan.base, unit)
+    if first is None:
+        return False
+    assert isinstance(first.file, Path)
+    with first.file.open("rb", buffering=0) as source:
+        begin = len(unit.header)
+        if os.fstat(source.fileno()).st_size < first.offset + unit.nbytes - begin:
+            raise InputError(f"{first.file}: ends inside its tensors", "the file was cut off since it was opened")
+        if first.offset == begin and source.read(begin) == unit.header:
+            begin = 0  # the same file to the last byte: whole blocks can be shared where the file system can
+        copy_bytes(
+            source.fileno(), first.offset - len(unit.header) + begin, descriptor, begin, unit.nbytes - begin, tick
+        )
+    return True
+
+
+def _unchanged(base: Checkpoint, unit: Unit) -> TensorInfo | None:
+    """The base's first tensor of a unit whose data follow each other in one local file as they will in the unit."""
+    infos = [base.tensors[tensor.name] for tensor in unit.tensors]
+    if not infos or base._loaded or base.remote or any(tensor.fused for tensor in unit.tensors):
+        return None
+    place = infos[0].offset
+    for info in infos:
+        if info.file != infos[0].file or info.offset != place:
+            return None
+        place += info.nbytes
+    return infos[0]
 
 
 def _reserve(descriptor: int, nbytes: int) -> None:

@@ -8,6 +8,7 @@ from resafe.fusion import (
     dare_ties,
     della,
     emr,
+    mask,
     model_stock,
     sce,
     slerp,
@@ -15,13 +16,15 @@ from resafe.fusion import (
     ties,
     tsv,
 )
-from resafe.fusion.base import FUSION, Context, fusion_method
+from resafe.fusion.base import FUSION, Companion, Context, Inputs, fusion_method
 from resafe.fusion.run import Fusion
 
 __all__ = [
     "FUSION",
+    "Companion",
     "Context",
     "Fusion",
+    "Inputs",
     "average",
     "breadcrumbs",
     "consensus",
@@ -30,6 +33,7 @@ __all__ = [
     "della",
     "emr",
     "fusion_method",
+    "mask",
     "model_stock",
     "sce",
     "slerp",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -28,6 +28,8 @@ class Context:
         statistics: Totals of the method's first pass (see `FirstPass`), empty without one.
         weights: The models' coefficients for this tensor. Empty: 1 each.
         start: Flat index, in the whole tensor, of the part's first entry; a part consists of whole rows.
+        shape: The whole tensor's shape. None: that of the task vectors given.
+        companion: What the method's settings opened (see `Companion`).
     """
 
     name: str
@@ -36,6 +38,8 @@ class Context:
     statistics: dict[str, Any] = field(default_factory=dict)
     weights: tuple[float, ...] = ()
     start: int = 0
+    shape: tuple[int, ...] | None = None
+    companion: Any = None
 
     def model(self, index: int) -> str:
         """A name for the k-th task vector."""
@@ -74,6 +78,52 @@ class FirstPass(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What is known of a fusion's models before a tensor is read.
+
+    Attributes:
+        shapes: Shapes of the base's floating-point tensors, by name.
+        models: The models' names.
+        adapters: For each model that is an adapter the shapes of its own tensors, by their names in its file; None for
+            a full model.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    models: Sequence[str]
+    adapters: Sequence[Mapping[str, tuple[int, ...]] | None]
+
+
+class Companion(Protocol):
+    """What a method reads beside the task vectors, a mask for example: opened from its settings, headers only."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that it holds."""
+        ...
+
+    @property
+    def base(self) -> str | None:
+        """The digest of the one base it belongs to; None where it fits any or does not say."""
+        ...
+
+    def problems(self, inputs: Inputs) -> list[str]:
+        """Why it cannot be used with these models."""
+        ...
+
+    def notes(self, inputs: Inputs) -> list[str]:
+        """What a user should know of its use with them."""
+        ...
+
+    def touches(self, name: str) -> bool:
+        """Whether the method may change the tensor of the base; if not, the base's is taken as it is."""
+        ...
+
+    def reads(self, model: int, name: str, stored: Tensor) -> Tensor:
+        """What is to be used for a tensor of an adapter's file, float32: itself, or a changed copy."""
+        ...
+
+
 def any_number(count: int) -> list[str]:
     """No limit on the number of models."""
     return []
@@ -100,6 +150,7 @@ def fusion_method(
     inputs: Literal["deltas", "weights"] = "deltas",
     part: Part = "entry",
     first_pass: FirstPass | None = None,
+    companion: Callable[[dict[str, Any]], Companion] | None = None,
     check: Callable[[int], list[str]] = any_number,
 ) -> Callable[[Callable[..., Any]], Any]:
     """Registers a function `(deltas, context, *, settings…) -> Tensor` as a fusion method.
@@ -118,9 +169,10 @@ def fusion_method(
         inputs: Whether the function takes task vectors and gives a delta, or takes and gives whole weights.
         part: What the function must see at once.
         first_pass: Statistics that it needs first.
+        companion: Opens, from all settings, what it reads beside the task vectors.
         check: Problems with a number of models.
     """
     return FUSION.register(
         name, title=title, source=source, linear=linear, affine=affine, weighted_sum=weighted_sum, inputs=inputs,
-        part=part, first_pass=first_pass, check=check,
+        part=part, first_pass=first_pass, companion=companion, check=check,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from resafe.fusion.base import FUSION, Context, FirstPass
+from resafe.fusion.base import FUSION, Companion, Context, FirstPass
 from resafe.registry import Method
 
 ReadDeltas = Callable[[str], Sequence[Tensor]]
@@ -55,6 +55,17 @@ class Fusion:
         first_pass, settings = self._first_pass, self._resolved
         return 0 if first_pass is None or first_pass.scope(settings) != scope else first_pass.rounds(settings)
 
+    @cached_property
+    def companion(self) -> Companion | None:
+        """What the method reads beside the task vectors, opened once.
+
+        Raises:
+            InputError: It is not there, or damaged.
+        """
+        opens = self._method.traits["companion"]
+        found: Companion | None = opens(self._resolved) if opens is not None else None
+        return found
+
     @property
     def _first_pass(self) -> FirstPass | None:
         found: FirstPass | None = self._method.traits["first_pass"]
@@ -94,6 +105,7 @@ class Fusion:
         statistics: dict[str, Any] | None = None,
         weights: Sequence[float] = (),
         start: int = 0,
+        shape: tuple[int, ...] | None = None,
     ) -> Tensor:
         """The fused delta of one tensor, or of a part of it, float32.
 
@@ -103,8 +115,9 @@ class Fusion:
             statistics: Totals of its first pass; where they are missing they are taken over what is given.
             weights: The models' coefficients.
             start: Flat index of the part's first entry.
+            shape: Shape of the whole tensor; None is that of what is given.
         """
         known = statistics or self.gather(lambda: [deltas])
-        context = Context(name, self.seed, self.models, known, tuple(weights), start)
+        context = Context(name, self.seed, self.models, known, tuple(weights), start, shape, self.companion)
         fused: Tensor = self._method.function(deltas, context, **self._resolved)
         return fused

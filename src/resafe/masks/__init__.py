@@ -6,6 +6,7 @@ from resafe.masks.format import Mask
 from resafe.masks.losses import Encoded, answer_log_probabilities, preference_loss
 from resafe.masks.modules import MaskLogits, install_masks
 from resafe.masks.presets import PRESETS, MaskPreset
+from resafe.masks.stored import StoredMask
 from resafe.masks.train import MaskTrainer, TrainSettings
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "MaskPreset",
     "MaskSettings",
     "MaskTrainer",
+    "StoredMask",
     "TrainSettings",
     "answer_log_probabilities",
     "encode_items",

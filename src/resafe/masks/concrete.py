@@ -118,6 +118,11 @@ def rescaled(mask: Tensor, rescale: Rescale) -> Tensor:
     return mask / mask.mean() if rescale == "mean" else mask
 
 
+def scaled_mask(mask: Tensor, strength: float) -> Tensor:
+    """m_s = clip(1 − s (1 − m), 0, 1): s = 0 is the tuned model, s = 1 the mask itself, beyond 1 it removes more."""
+    return (1 - strength * (1 - mask)).clamp(0, 1)
+
+
 def export_mask(
     logits: Tensor,
     settings: MaskSettings,

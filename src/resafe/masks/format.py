@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,23 +96,37 @@ class Mask:
         Raises:
             InputError: A file is missing or damaged, or of a later format.
         """
-        try:
-            description = json.loads((directory / DESCRIPTION).read_text())
+        with readable(directory):
+            description = read_description(directory)
             tensors = load_file(directory / WEIGHTS)
-            if description["format"] > FORMAT:
-                raise InputError(
-                    f"{directory}: mask format {description['format']} is newer than this resafe", "update it"
-                )
             bits, shapes = description["bits"], description["shapes"]
-            values = {key: _unpack(tensors[key], bits, shapes[key]) for key in shapes}
-            mask = cls(values, MaskSettings(**description["settings"]), description["provenance"])
-        except FileNotFoundError as error:
-            raise InputError(
-                f"{error.filename}: no such file", f"a mask is a directory with {WEIGHTS} and {DESCRIPTION}"
-            ) from None
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{directory}: damaged mask file ({error})", "train it again, or copy it again") from None
-        return mask
+            values = {key: unpacked(tensors[key], bits, shapes[key]) for key in shapes}
+            return cls(values, MaskSettings(**description["settings"]), description["provenance"])
+
+
+@contextmanager
+def readable(directory: Path) -> Iterator[None]:
+    """Turns what goes wrong while a mask is read into an `InputError` that names it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{error.filename}: no such file", f"a mask is a directory with {WEIGHTS} and {DESCRIPTION}"
+        ) from None
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{directory}: damaged mask file ({error})", "train it again, or copy it again") from None
+
+
+def read_description(directory: Path) -> dict[str, Any]:
+    """The content of a mask's `safety_mask.json`.
+
+    Raises:
+        InputError: It is of a later format.
+    """
+    description: dict[str, Any] = json.loads((directory / DESCRIPTION).read_text())
+    if description["format"] > FORMAT:
+        raise InputError(f"{directory}: mask format {description['format']} is newer than this resafe", "update it")
+    return description
 
 
 def _pack(value: Tensor, binary: bool) -> Tensor:
@@ -118,10 +134,15 @@ def _pack(value: Tensor, binary: bool) -> Tensor:
     return torch.from_numpy(np.packbits(flat > 0.5) if binary else np.rint(flat * 255).astype(np.uint8))
 
 
-def _unpack(packed: Tensor, bits: int, shape: list[int]) -> Tensor:
+def unpacked(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
+    """The mask behind its stored bytes, float32 of `shape`.
+
+    Raises:
+        ValueError: The bytes do not hold so many entries.
+    """
     count = math.prod(shape)
     if bits not in (1, 8) or packed.dtype != torch.uint8 or packed.numel() != (-(-count // 8) if bits == 1 else count):
         raise ValueError(f"{packed.numel()} stored bytes do not hold {count} entries of {bits} bits")
     stored = packed.flatten().numpy()  # unpackbits would fill what is missing with zeros, in silence
     flat = np.unpackbits(stored, count=count).astype(np.float32) if bits == 1 else stored / np.float32(255)
-    return torch.from_numpy(flat).reshape(shape)
+    return torch.from_numpy(flat).reshape(tuple(shape))

@@ -7,14 +7,9 @@ from torch import Tensor
 from resafe.deltas import DifferenceVector
 from resafe.errors import InputError
 from resafe.masks import Mask
-from resafe.masks.concrete import logits_key
+from resafe.masks.concrete import logits_key, scaled_mask
 from resafe.realign.base import Family, Problem, Realigned
 from resafe.tensors import shuffled
-
-
-def scaled_mask(mask: Tensor, strength: float) -> Tensor:
-    """m_s = clip(1 − s (1 − m), 0, 1): s = 0 is the tuned model, s = 1 the mask itself, beyond 1 it removes more."""
-    return (1 - strength * (1 - mask)).clamp(0, 1)
 
 
 def mask_family(problem: Problem, mask: Mask, strengths: tuple[float, ...], *, shuffle: bool = False) -> Family:

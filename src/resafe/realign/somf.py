@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from resafe.deltas import origins
 from resafe.masks import PRESETS, Mask, MaskLogits, MaskSettings, MaskTrainer, TrainSettings, export_mask
 from resafe.masks.batches import Item
 from resafe.masks.checkpoint import load_state, save_state
@@ -92,7 +93,15 @@ def train_mask(
         )
         for key, value in logits.values.items()
     }
-    return Mask.of(values, settings, {"training": asdict(training), "export": export, "metrics": metrics})
+    facts = {"training": asdict(training), "export": export, "metrics": metrics}
+    return Mask.of(values, settings, facts | _digests(problem))
+
+
+def _digests(problem: Problem) -> dict[str, Any]:
+    """Of the aligned and the tuned checkpoints, so that who applies the mask can tell whether it belongs there."""
+    pairs = [origins(vector) for vector in problem.vectors]
+    aligned, tuned = pairs[0][0], [checkpoint.digest for _, checkpoint in pairs if checkpoint is not None]
+    return ({"aligned": aligned.digest} if aligned is not None else {}) | {"tuned": tuned}
 
 
 @realign_method(

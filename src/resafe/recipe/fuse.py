@@ -41,6 +41,9 @@ class FuseRecipe(Part):
         default="model", description="adapter: where all models are adapters and the method is a weighted sum"
     )
     rank: int | None = Field(default=None, ge=1, description="of a written adapter, at most; null: the exact sum")
+    vocabulary: Literal["refuse", "extend"] = Field(
+        default="refuse", description="extend: rows matched by token string, tokens that models added are taken over"
+    )
     allow_pickle: bool = False
 
     @model_validator(mode="before")

@@ -120,7 +120,7 @@ def _family(part: RealignPart, problem: Problem, other: Stage | None) -> Family:
 
 def _kept(stage: Stage) -> float:
     """The mean of a stage's mask at the strength that was chosen for it."""
-    from resafe.realign.mask_family import scaled_mask
+    from resafe.masks.concrete import scaled_mask
 
     mask = Mask.load(stage.path / "mask")
     strength = float(read_json(stage.path / "selection.json")["strength"])
