@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: env demo demo-full test bench lint clean
+.PHONY: env demo demo-full test bench bench-fusion lint clean
 
 env: $(READY)
 
@@ -28,6 +28,9 @@ test: env
 bench: env
 	$(BIN)/python benchmarks/mask.py
 	$(BIN)/python benchmarks/precision.py
+
+bench-fusion: env # makes 9 GB of checkpoints in the temporary directory, and keeps them for the next time
+	$(BIN)/python benchmarks/fusion.py
 
 lint: env
 	$(BIN)/ruff check .

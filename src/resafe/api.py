@@ -143,6 +143,7 @@ def fuse(
     max_shard_size: int | str | None = None,
     seed: int = 0,
     memory: int | str = "2GB",
+    device: Literal["cpu", "cuda", "auto"] = "cpu",
     threads: int | None = None,
     rank: int = 0,
     world: int = 1,
@@ -167,6 +168,7 @@ def fuse(
         max_shard_size: Bytes of an output file at most, or e.g. "5GB"; None makes files as the base has them.
         seed: Seed of random methods.
         memory: Most that buffers may take; under Ray, those of a task.
+        device: Where methods compute; a GPU pays for those that compute much, such as TIES or singular vectors.
         threads: Worker threads; None is one a core. Under Ray, threads and cores of a task; None is 1.
         rank: This process's share of the files, 0 to world − 1.
         world: Processes that share the work and the output directory.
@@ -192,8 +194,8 @@ def fuse(
         given = [replace(item, weight=weight) for item, weight in zip(given, weights, strict=True)]
     request = Request(
         base=str(base), models=tuple(given), out=parse_output(out), method=method, settings=dict(settings or {}),
-        dtype=dtype, max_shard_size=max_shard_size, seed=seed, memory=memory, output=output, rank=adapter_rank,
-        vocabulary=vocabulary, allow_pickle=allow_pickle,
+        dtype=dtype, max_shard_size=max_shard_size, seed=seed, memory=memory, device=device, output=output,
+        rank=adapter_rank, vocabulary=vocabulary, allow_pickle=allow_pickle,
     )  # fmt: skip
     return run_fusion(
         request, threads=threads, rank=rank, world=world, progress=progress, executor=executor, ray_address=ray_address

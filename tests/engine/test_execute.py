@@ -210,3 +210,18 @@ def test_problems_are_found_at_once(farm):
         build_plan(farm.request(models=()))
     with pytest.raises(InputError, match="max_shard_size"):
         build_plan(farm.request(max_shard_size="big"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(farm):
+    with pytest.raises(InputError, match="device 'cuda' was asked for"):
+        build_plan(farm.request("out", device="cuda"))
+    assert build_plan(farm.request("out", device="auto")).device == torch.device("cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_ties", "tsv"])
+def test_a_gpu_gives_the_same_values(farm, method):
+    on_cpu, on_gpu = fused(farm, "cpu", method=method), fused(farm, "gpu", method=method, device="cuda")
+    for name, value in on_cpu.items():
+        torch.testing.assert_close(on_gpu[name], value, rtol=1e-2, atol=1e-3)

@@ -35,6 +35,7 @@ def fuse(
     executor: Annotated[Where, typer.Option(help="where the work is done; ray: a task a file")] = Where.threads,
     ray_address: Annotated[str | None, typer.Option(help="Ray cluster; default: the one here, or a new one")] = None,
     memory: Annotated[str | None, typer.Option(help="most that buffers may take, e.g. 1GB")] = None,
+    device: Annotated[str | None, typer.Option(help="where methods compute: cpu, cuda, auto")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
 ) -> None:
@@ -44,7 +45,8 @@ def fuse(
     """
     from resafe.cli.console import ConsoleReporter
 
-    changes = [*(overrides or []), *([f"memory={memory}"] if memory else [])]
+    given = {"memory": memory, "device": device}
+    changes = [*(overrides or []), *(f"{name}={value}" for name, value in given.items() if value)]
     request = request_of(recipe, changes, out)
     reporter = ConsoleReporter(quiet=quiet)
     from resafe.api import run_fusion

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from resafe.engine.layout import Placed
 from resafe.engine.plan import Plan
 from resafe.engine.sources import read_rows, rows_of
-from resafe.engine.spans import SUMMARISED, Span
+from resafe.engine.spans import ON_DEVICE, PIECE, SUMMARISED, Span
 
 
 class Computer:
@@ -23,7 +24,7 @@ class Computer:
 
     def __init__(self, plan: Plan, totals: dict[str, Any]) -> None:
         self.plan, self.totals = plan, totals
-        self._traits = plan.method.traits
+        self._traits, self._device = plan.method.traits, plan.device
         self._whole_weights = self._traits["inputs"] == "weights" or not plan.needs_base
         self._by_tensor = plan.fusion.rounds("tensor") > 0
         self.undivided = self._by_tensor or self._traits["part"] == "tensor"
@@ -31,12 +32,17 @@ class Computer:
     def deltas(self, piece: Span) -> tuple[Tensor | None, list[Tensor]]:
         """The base's rows (None where they are not needed) and what the method takes of every model, float32."""
         name, start, stop = piece.tensor.name, piece.start, piece.stop
-        if not self.plan.needs_base:
-            return None, [model.source.weight(name, start, stop) for model in self.plan.models]
-        base = self.plan.base_source.weight(name, start, stop)
-        if self._whole_weights:
-            return base, [model.source.weight(name, start, stop) for model in self.plan.models]
-        return base, [model.source.delta(name, start, stop, base) for model in self.plan.models]
+        base = self.plan.base_source.weight(name, start, stop) if self.plan.needs_base else None
+        if base is None or self._whole_weights:
+            found = [model.source.weight(name, start, stop) for model in self.plan.models]
+        else:
+            found = [model.source.delta(name, start, stop, base) for model in self.plan.models]
+        return None if base is None else base.to(self._device), [part.to(self._device) for part in found]
+
+    def pieces(self, span: Span) -> Iterator[Span]:
+        """The parts of a span that are computed at once."""
+        whole = self.undivided and span.tensor.fused and self._traits["part"] == "tensor"
+        return iter([span]) if whole else span.pieces(PIECE if self._device.type == "cpu" else ON_DEVICE)
 
     def statistics(self, span: Span) -> dict[str, Any]:
         """Totals for the tensor of an undivided span: the model's, or its own where the method takes them by tensor."""
@@ -52,7 +58,7 @@ class Computer:
         for piece in span.pieces(SUMMARISED):
             summary = self.plan.fusion.summarise(self.deltas(piece)[1], round_, self.totals)
             found = summary if found is None else found + summary
-        return found
+        return None if found is None else found.cpu()
 
     def fuse(self, piece: Span, statistics: dict[str, Any]) -> Tensor:
         """The output's rows of a piece, float32."""
@@ -78,7 +84,7 @@ class Computer:
         if not tensor.fused:
             return self._copied(tensor, piece), 0.0, 0, 0
         value = self.fuse(piece, statistics)
-        stored = value if value.dtype == tensor.dtype else value.to(tensor.dtype)
+        stored = value.to(tensor.dtype).cpu()
         squares = float(torch.dot(value.reshape(-1), value.reshape(-1)))
         if squares == squares and squares != float("inf"):
             # finite in float32; what overflows only in a narrower dtype is seen there

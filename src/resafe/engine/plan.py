@@ -77,6 +77,12 @@ class Plan:
         return parse_size(self.request.memory, "memory")
 
     @cached_property
+    def device(self) -> torch.device:
+        """Where the method computes."""
+        auto = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(auto if self.request.device == "auto" else self.request.device)
+
+    @cached_property
     def base_source(self) -> ModelSource | ExtendedBase:
         """The base's rows."""
         return self.extended or ModelSource(self.base, self.files)
@@ -118,6 +124,8 @@ class Plan:
         beside = {} if companion is None else {"companion": companion.digest}
         if self.extended is not None:
             beside["vocabulary"] = self.extended.extension.digest
+        if self.device.type != "cpu":  # a GPU rounds some sums otherwise
+            beside["device"] = self.device.type
         return digest_value(
             beside
             | {
@@ -146,6 +154,8 @@ def build_plan(request: Request, cache: Path | None = None) -> Plan:
         raise InputError("there is no model to fuse", "give at least one under models")
     shard_bytes = None if request.max_shard_size is None else parse_size(request.max_shard_size, "max_shard_size")
     memory = parse_size(request.memory, "memory")
+    if request.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device 'cuda' was asked for, and this machine has none", "use device: auto or cpu")
     base = open_checkpoint(request.base, allow_pickle=request.allow_pickle, cache=cache)
     if base.kind != "model":
         raise InputError(f"{base.reference}: the base is an adapter", "give the full model, or BASE+ADAPTER as a model")

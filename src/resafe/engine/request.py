@@ -39,6 +39,8 @@ class Request:
         max_shard_size: Bytes of an output file at most, or a text such as "5GB"; None makes files as the base has them.
         seed: Seed of random methods.
         memory: Bytes that buffers may take, or a text.
+        device: Where methods compute: "cpu", "cuda", or "auto" for a GPU where there is one. Files are read and written
+            as before; a GPU pays for methods that compute much (TIES, DARE, singular vectors), not for sums.
         output: "model", or "adapter" where all models are adapters and the method is a weighted sum of them.
         rank: Rank of an adapter that is written, at most; None keeps the exact sum.
         vocabulary: "refuse" models with another vocabulary, or "extend" the base's by their added tokens, rows matched
@@ -55,6 +57,7 @@ class Request:
     max_shard_size: int | str | None = None
     seed: int = 0
     memory: int | str = "2GB"
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
     output: Literal["model", "adapter"] = "model"
     rank: int | None = None
     vocabulary: Literal["refuse", "extend"] = "refuse"

@@ -12,6 +12,8 @@ PIECE = 1 << 17
 """Entries that are computed at once: float32 copies of a few models' pieces fit a core's cache."""
 SUMMARISED = 1 << 19
 """Entries that are summarised at once: a histogram has more bins than a piece would fill."""
+ON_DEVICE = 1 << 22
+"""Entries that a GPU computes at once: starting its kernels costs more than a small piece."""
 _TASK = 1 << 23
 
 

@@ -92,8 +92,7 @@ def _fill(
                 continue
             width = rows_of(span.tensor.shape)[1]
             statistics = computer.statistics(span) if span.tensor.fused else {}
-            undivided = computer.undivided and span.tensor.fused and computer.plan.method.traits["part"] == "tensor"
-            for piece in [span] if undivided else span.pieces():
+            for piece in computer.pieces(span):
                 stored, squares, nan, inf = computer.output(piece, statistics)
                 offset = span.tensor.offset + piece.start * width * span.tensor.dtype.itemsize
                 written += _write(descriptor, bytes_of(stored.contiguous()), offset)

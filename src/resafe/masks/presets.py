@@ -28,7 +28,7 @@ PRESETS: dict[str, MaskPreset] = {
         MaskSettings(initial=1.5),
         TrainSettings(steps=56, learning_rate=0.4, shares={"safety": 0.25, "harmless": 0.6, "task": 0.15}),
         "soft",
-        answer_tokens=4,
+        answer_tokens=2,
     ),
     # The published code: sampled and rescaled, a randomly masked reference that is redrawn at every step, safety pairs
     # alone; its soft export is the last step's draw, its binary export one Bernoulli draw.

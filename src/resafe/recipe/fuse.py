@@ -37,6 +37,7 @@ class FuseRecipe(Part):
     max_shard_size: int | str | None = Field(default=None, description='e.g. "5GB"; null: files as the base has them')
     seed: int = 0
     memory: int | str = Field(default="2GB", description="most that buffers may take")
+    device: Literal["cpu", "cuda", "auto"] = Field(default="cpu", description="where methods compute")
     output: Literal["model", "adapter"] = Field(
         default="model", description="adapter: where all models are adapters and the method is a weighted sum"
     )
