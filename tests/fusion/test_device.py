@@ -1,4 +1,4 @@
-"""Methods compute where their task vectors lie. Tensors are faked on a GPU that is not there: a mix of devices raises."""
+"""Methods compute where their task vectors lie, here on a GPU that is faked: a mix of devices raises."""
 
 from __future__ import annotations
 
@@ -26,4 +26,3 @@ def test_methods_stay_on_the_device(name):
             pytest.skip("reads a number off a tensor, which a faked one does not hold")
         assert fused.device.type == "cuda"
         assert fused.shape == real[0].shape
-
