@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 
 from resafe.fusion import FUSION, Fusion
 
@@ -19,10 +19,14 @@ def test_methods_stay_on_the_device(name):
     real = [torch.randn(8, 16, generator=generator) for _ in fusion.models]
     statistics = fusion.gather(lambda: [real])
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        faked = [mode.from_tensor(tensor).to("cuda") for tensor in real]
+        faked = [FakeTensor(mode, torch.empty(8, 16, device="meta"), torch.device("cuda")) for _ in real]
         try:
             fused = fusion.combine("w", faked, statistics, [0.5] * len(faked))
         except DataDependentOutputException:
             pytest.skip("reads a number off a tensor, which a faked one does not hold")
+        except RuntimeError as error:
+            if "not linked" not in str(error):
+                raise
+            pytest.skip("calls what a faked GPU cannot do")
         assert fused.device.type == "cuda"
         assert fused.shape == real[0].shape

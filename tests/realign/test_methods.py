@@ -15,7 +15,7 @@ from resafe.masks.concrete import scaled_mask
 from resafe.realign import REALIGN, Problem, write_realigned
 from resafe.realign.mask_family import mask_family
 from resafe.registry import Registry
-from resafe.tensors import uniform
+from resafe.tensors import bernoulli
 from tests.tiny import KEEP, PAIRS, logits
 
 
@@ -46,7 +46,7 @@ def test_random_mask(lab):
     of = problem(lab)
 
     def kept(name, like):
-        return (uniform(tuple(like.shape), 4, "random mask", name) < 0.7).float()
+        return bernoulli(tuple(like.shape), 0.7, 4, "random mask", name)
 
     check(of, family("random_mask", of).at(0.3), lambda n, a, d: a + kept(n, a) * d[0])
     check(of, family("random_mask", of, rescale=True).at(0.3), lambda n, a, d: a + kept(n, a) / 0.7 * d[0])
@@ -58,7 +58,7 @@ def test_dare_draws_each_model_apart_and_fuses(lab):
     of = problem(lab, ("tuned", "tuned2"), fusion=Fusion("average"))
 
     def kept(k, name, like):
-        return (uniform(tuple(like.shape), 4, "dare", str(k), name) < 0.5).float() / 0.5
+        return bernoulli(tuple(like.shape), 0.5, 4, "dare", str(k), name) / 0.5
 
     check(of, family("dare", of).at(0.5), lambda n, a, d: a + sum(kept(k, n, a) * d[k] for k in range(2)) / 2)
 
