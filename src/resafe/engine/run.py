@@ -98,7 +98,8 @@ def execute(
                 works.summarise(mine, round_, totals, tick)
                 totals = _total(plan, stage, round_, totals, wait_s)
             tick = _ticks("fuse", mine, progress, digests)
-            tick(sum(unit.nbytes for unit in mine if unit not in waiting))
+            if len(waiting) < len(mine):
+                tick(sum(unit.nbytes for unit in mine) - sum(unit.nbytes for unit in waiting))
             works.write(waiting, totals, tick, target.take)
         target.flush()
         committed = _commit(plan, stage, target, digests.result())
