@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -78,3 +81,10 @@ def test_what_is_wrong_is_said(lab, tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             realign(**{"aligned": lab.root / "safe", "tuned": [lab.root / "tuned"], "out": tmp_path / "o", **arguments})
+
+
+def test_importing_the_api_loads_no_model_library() -> None:
+    """A fusion needs neither transformers nor PEFT, which take longer to import than a small fusion takes."""
+    code = "import sys, resafe.api; print([name for name in ('transformers', 'peft', 'trl') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from typing import Any, Literal
 
-from peft import PeftModel
 from safetensors.torch import load_file
 
 from resafe.data.items import Pair
@@ -44,6 +43,8 @@ def further_training(
     if problem.work is None:
         raise InputError("further_training needs a directory to work in", "call it through a recipe")
     source = problem.models()
+    from peft import PeftModel  # here: it takes seconds, and every method is imported to be listed
+
     model: Any = PeftModel.from_pretrained(source.plain(), str(vector.tuned.downloaded()))
     common: dict[str, Any] = {
         "steps": steps, "learning_rate": learning_rate, "batch_size": batch_size, "seed": problem.seed,
