@@ -1,8 +1,7 @@
-"""Threads whose results come in the order of their tasks, with few under way, and how they share cores and memory."""
+"""Threads whose results come in the order of their tasks, with few under way, and how they share the cores."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -48,31 +47,6 @@ def single_threaded_tensors(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-_KEPT = 1 << 25
-
-
-@contextmanager
-def memory_kept() -> Iterator[None]:
-    """Inside it glibc keeps freed buffers of up to 32 MiB for the next tensor; afterwards it gives them back.
-
-    By default a thread returns the pages of a piece's buffers to the system with each piece, and zeroing them anew
-    takes a quarter of the time. Does nothing with another C library.
-    """
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim"):
-        yield
-        return
-    library.mallopt(_M_MMAP_THRESHOLD, _KEPT)
-    library.mallopt(_M_TRIM_THRESHOLD, 2 * _KEPT)
-    try:
-        yield
-    finally:
-        library.mallopt(_M_TRIM_THRESHOLD, 1 << 17)  # the values that glibc starts with
-        library.mallopt(_M_MMAP_THRESHOLD, 1 << 17)
-        library.malloc_trim(0)
 
 
 def usable_cores() -> int:

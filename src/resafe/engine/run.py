@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from resafe.allocator import freed_memory_kept
 from resafe.checkpoints import ensure_space
 from resafe.checkpoints.writer import write_companions, write_json
 from resafe.engine.card import fusion_card
@@ -19,7 +20,7 @@ from resafe.engine.executors import ExecutorName, opened, threads_of
 from resafe.engine.inputs import InputDigests
 from resafe.engine.layout import Unit, index_of
 from resafe.engine.plan import Plan
-from resafe.engine.pool import memory_kept, single_threaded_tensors
+from resafe.engine.pool import single_threaded_tensors
 from resafe.engine.receipts import Receipt, read_receipt, write_receipts
 from resafe.engine.stage import Stage, entered, stage_of
 from resafe.engine.summary import summaries, summary_path
@@ -82,7 +83,7 @@ def execute(
     with (
         entered(stage, plan.digest, rank, world),
         single_threaded_tensors(workers),
-        memory_kept(),
+        freed_memory_kept(),
         InputDigests(plan) as digests,
         contextlib.closing(plan.files),
         target,

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import time
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from resafe.checkpoints import Checkpoint, TensorInfo
 from resafe.engine.compute import Computer
+from resafe.engine.follower import Follower
 from resafe.engine.kernelcopy import copy_bytes
 from resafe.engine.layout import Unit
 from resafe.engine.pool import in_order
@@ -20,9 +18,6 @@ from resafe.engine.receipts import Receipt, read_receipt, write_receipt
 from resafe.engine.sources import bytes_of, rows_of
 from resafe.engine.spans import Span, tasks_of
 from resafe.errors import InputError, ResafeError
-
-_AT_ONCE = 1 << 20  # hashed: what was just written and read is still in a cache
-_SYNCED_AT_ONCE = 1 << 28
 
 Tick = Callable[[int], None]
 """Called with the number of bytes that were just written."""
@@ -164,63 +159,3 @@ def _write(descriptor: int, data: bytes | memoryview, offset: int) -> int:
     while done < len(view):
         done += os.pwrite(descriptor, view[done:], offset + done)
     return done
-
-
-class Follower:
-    """Digests a file and brings it to the disk behind those who write it, in two threads of its own.
-
-    Hashing and waiting for the disk after the last byte would each add a third to the time of a light method.
-
-    Args:
-        descriptor: The file, open for reading and writing.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._hasher, self._hashed, self._synced = hashlib.sha256(), 0, 0
-        self._buffer = memoryview(bytearray(_AT_ONCE))
-        self._hashing = ThreadPoolExecutor(1, thread_name_prefix="resafe-hash")
-        self._syncing = ThreadPoolExecutor(1, thread_name_prefix="resafe-sync")
-        self._waiting: deque[Future[None]] = deque()
-
-    def __enter__(self) -> Follower:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Ends the threads; what they have not begun is left."""
-        for pool in (self._hashing, self._syncing):
-            pool.shutdown(cancel_futures=True)
-
-    def advance(self, complete: int) -> None:
-        """Everything before byte `complete` is written.
-
-        Raises:
-            OSError: The disk failed.
-        """
-        while self._waiting and self._waiting[0].done():
-            self._waiting.popleft().result()
-        self._waiting.append(self._hashing.submit(self._hash, complete))
-        if complete - self._synced >= _SYNCED_AT_ONCE:
-            self._synced = complete
-            self._waiting.append(self._syncing.submit(os.fsync, self._descriptor))
-
-    def finish(self, nbytes: int) -> str:
-        """SHA-256 of the whole file of so many bytes, which is then on the disk.
-
-        Raises:
-            OSError: The disk failed, or the file is shorter.
-        """
-        self.advance(nbytes)
-        self._waiting.append(self._syncing.submit(os.fsync, self._descriptor))
-        for future in self._waiting:
-            future.result()
-        return self._hasher.hexdigest()
-
-    def _hash(self, complete: int) -> None:
-        while self._hashed < complete:
-            size = min(_AT_ONCE, complete - self._hashed)
-            count = os.preadv(self._descriptor, [self._buffer[:size]], self._hashed)
-            if count == 0:
-                raise OSError(errno.EIO, "the file is shorter than what was written")
-            self._hasher.update(self._buffer[:count])
-            self._hashed += count

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
-import gc
 import json
 import os
 import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from resafe.allocator import give_back_memory
 from resafe.checkpoints import ensure_space
 from resafe.errors import InputError
 from resafe.provenance import digest_value, versions
@@ -116,14 +114,6 @@ class Run:
     def peak_memory_gb(self) -> float:
         """The highest resident memory of any process that did a stage, in 10⁹ bytes."""
         return max((float((stage.receipt or {}).get("peak_memory_gb", 0.0)) for stage in self.done), default=0.0)
-
-
-def give_back_memory() -> None:
-    """Frees what a finished stage held: models hold reference cycles, and glibc keeps freed pages for later use."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:  # musl has none
-        trim(0)
 
 
 def peak_memory_gb() -> float:

@@ -1,0 +1,44 @@
+"""What glibc does with freed memory. Knows no tensors; does nothing with another C library."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_KEPT = 1 << 25  # the largest threshold that glibc moves to by itself
+
+
+def give_back_memory() -> None:
+    """Frees what nothing refers to: models hold reference cycles, and glibc keeps freed pages for later use."""
+    gc.collect()
+    trim = _function("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Inside it buffers of up to 32 MiB that are freed stay with the process for the next ones; then they go back.
+
+    By default a thread that frees a few small tensors returns their pages to the system and has them zeroed again for
+    the next ones. glibc raises its thresholds to these values by itself once a buffer of 32 MiB was freed, and they
+    stay raised.
+    """
+    set_option = _function("mallopt")
+    if set_option is not None:
+        set_option(_M_MMAP_THRESHOLD, _KEPT)
+        set_option(_M_TRIM_THRESHOLD, 2 * _KEPT)
+    try:
+        yield
+    finally:
+        give_back_memory()
+
+
+def _function(name: str) -> Any:
+    """A function of the C library; None where it has none of that name, as musl."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
