@@ -239,6 +239,24 @@ def test_refusals(tmp_path):
     assert "tokenizer cannot be loaded" in refused(tmp_path, ["bare"])
 
 
+def test_equal_shapes_do_not_hide_other_tokens(tmp_path):
+    """Rows in their places must stand for the same tokens, though the shapes agree."""
+    save(tmp_path / "base", rows=100)
+    save(tmp_path / "permuted", tokenizer=permuted(), rows=100)
+    text = refused(tmp_path, ["permuted"], vocabulary="refuse")
+    assert "permuted: vocabulary: 90 rows stand for other tokens" in text and "with vocabulary: extend" in text
+    assert "e.g. row 7 for 'w89', in the base for 'w0'" in text
+    save(tmp_path / "spare", ("kiwi",), rows=100)
+    save(tmp_path / "bare", rows=100)
+    (tmp_path / "bare" / "tokenizer.json").unlink()
+    _, plan = fuse(tmp_path, {"spare": 0.5, "bare": 0.5}, vocabulary="refuse")
+    assert plan.notes == (
+        "spare: 1 tokens that the base lacks, e.g. 'kiwi', are in its spare rows: fused, but not in the output's "
+        "tokenizer; vocabulary: extend takes them over",
+        "bare: has no tokenizer.json; its rows are taken for the base's tokens",
+    )
+
+
 def test_a_mask_over_the_old_rows_does_not_fit_the_new_ones(tmp_path):
     save(tmp_path / "base")
     save(tmp_path / "more", ("kiwi",))

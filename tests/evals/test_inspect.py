@@ -200,6 +200,37 @@ def test_late_requests_make_a_wave_of_their_own(model: Any, tokenizer: Any, monk
     assert waves == [3, 1]
 
 
+def test_the_order_of_requests_does_not_choose_the_batches(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tasks run beside each other, so requests come in any order; answers in bfloat16 depend on the batch."""
+    real, seen = provider.complete, list[tuple[list[str], list[int]]]()
+
+    def noted(model_: Any, tokenizer_: Any, texts: list[str], **settings: Any) -> list[str]:
+        seen.append((list(texts), list(settings["max_new_tokens"])))
+        return real(model_, tokenizer_, texts, **settings)
+
+    monkeypatch.setattr(provider, "complete", noted)
+    prompts = ragged_prompts(7)
+
+    def answered(order: list[int]) -> dict[str, str]:
+        api = LocalModel("m", loaded=model, tokenizer=tokenizer, expected=len(order))
+
+        async def ask(place: int) -> str:
+            output = await api.generate(
+                [ChatMessageUser(content=prompts[place])], [], "none", GenerateConfig(max_tokens=2 + place % 3)
+            )
+            return output.completion
+
+        async def all_at_once() -> list[str]:
+            return await asyncio.gather(*map(ask, order))
+
+        return dict(zip([prompts[place] for place in order], asyncio.run(all_at_once()), strict=True))
+
+    assert answered([0, 1, 2, 3, 4, 5, 6]) == answered([3, 6, 0, 5, 2, 4, 1])
+    assert len(seen) == 2 and seen[0] == seen[1]
+
+
 def test_a_model_needs_its_tokenizer(model: Any) -> None:
     with pytest.raises(InputError, match="only one of model and tokenizer"):
         LocalModel("m", loaded=model)

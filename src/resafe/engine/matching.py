@@ -11,7 +11,7 @@ import torch
 
 from resafe.checkpoints import Checkpoint, TensorInfo
 from resafe.checkpoints.compare import is_vocabulary
-from resafe.checkpoints.vocabulary import AddedToken, Vocabulary, read_vocabulary
+from resafe.checkpoints.vocabulary import AddedToken, Vocabulary, read_vocabulary, stored_ids
 from resafe.engine.vocabulary import Extension
 from resafe.errors import InputError
 
@@ -69,6 +69,46 @@ def match_vocabularies(
         f"{len(extension.tokens)} new ones, {shared} of them means over several models"
     )
     return extension, [], notes
+
+
+def check_rows(base: Checkpoint, models: Sequence[tuple[str, Checkpoint]]) -> tuple[list[str], list[str]]:
+    """Whether rows that are fused in their places stand for the same tokens in the base and in every full model.
+
+    Args:
+        base: The base.
+        models: Names and checkpoints; adapters have the base's vocabulary.
+
+    Returns:
+        Problems: models with other tokens under the base's ids. Notes: models with tokens under ids that the base
+        leaves unused, and those whose tokenizer has no `tokenizer.json`, which are taken to have the base's.
+    """
+    problems, notes, own = [], [], stored_ids(base)
+    for name, model in models:
+        if own is None or model.kind != "model" or _same_tokenizer(base, model):
+            continue
+        other = stored_ids(model)
+        if other is None:
+            notes.append(f"{name}: has no tokenizer.json; its rows are taken for the base's tokens")
+            continue
+        unlike = sorted(number for number in own.keys() & other.keys() if own[number] != other[number])
+        fresh = sorted(other.keys() - own.keys())
+        if unlike:
+            first = unlike[0]
+            problems.append(
+                f"{name}: vocabulary: {len(unlike)} rows stand for other tokens than in the base, e.g. row {first} for "
+                f"{other[first]!r}, in the base for {own[first]!r}"
+            )
+        elif fresh:
+            notes.append(
+                f"{name}: {len(fresh)} tokens that the base lacks, e.g. {other[fresh[0]]!r}, are in its spare rows: "
+                "fused, but not in the output's tokenizer; vocabulary: extend takes them over"
+            )
+    return problems, notes
+
+
+def _same_tokenizer(first: Checkpoint, second: Checkpoint) -> bool:
+    one, two = (checkpoint.path / "tokenizer.json" for checkpoint in (first, second))
+    return two.is_file() and one.read_bytes() == two.read_bytes()
 
 
 def _compare(name: str, own: Vocabulary, other: Vocabulary, size: int) -> tuple[list[str], list[str]]:

@@ -16,7 +16,7 @@ from resafe.checkpoints.compare import vocabulary_note
 from resafe.engine.coefficients import Coefficients
 from resafe.engine.companion import check_companion, read_through
 from resafe.engine.layout import Placed, Unit, lay_out, lay_out_like
-from resafe.engine.matching import match_vocabularies
+from resafe.engine.matching import check_rows, match_vocabularies
 from resafe.engine.request import Request
 from resafe.engine.sources import SCALE_SUFFIXES, Files, ModelSource, Source, rows_of, source_of
 from resafe.engine.vocabulary import ExtendedBase, ExtendedModel, Extension
@@ -168,6 +168,8 @@ def build_plan(request: Request, cache: Path | None = None) -> Plan:
     extension: Extension | None = None
     if request.vocabulary == "extend":
         extension, problems, notes = match_vocabularies(base, list(zip(names, opened, strict=True)), wanted)
+    else:
+        problems, notes = check_rows(base, list(zip(names, opened, strict=True)))
     models = []
     for name, given, checkpoint in zip(names, request.models, opened, strict=True):
         renamed, wrong, remarks = _match(name, checkpoint, base, wanted, extension)
