@@ -53,6 +53,7 @@ class Checkpoint:
         base: The model an adapter sits on; None for a model, and for an adapter that names none.
         files: The weight files.
         cache: The directory that remembers digests.
+        unpickled: The tensors that pickled files held, in memory; none of safetensors.
     """
 
     reference: str
@@ -63,7 +64,7 @@ class Checkpoint:
     base: Checkpoint | None
     files: tuple[File, ...]
     cache: Path
-    _loaded: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    unpickled: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor on the CPU, in its stored dtype and shape: a private map of the file, never written back.
@@ -79,8 +80,8 @@ class Checkpoint:
             close = difflib.get_close_matches(name, self.tensors, n=3)
             hint = f"did you mean {' or '.join(close)}?" if close else "tensors are named as in the checkpoint's files"
             raise InputError(f"{self.path}: has no tensor {name!r}", hint)
-        if name in self._loaded:
-            return self._loaded[name]
+        if name in self.unpickled:
+            return self.unpickled[name]
         if isinstance(info.file, RemoteFile):
             return _fetched(info, info.file)
         try:
@@ -211,7 +212,7 @@ def _on_base(adapter: Checkpoint, base: Checkpoint, text: str) -> Checkpoint:
         base,
         adapter.files,
         adapter.cache,
-        adapter._loaded,
+        adapter.unpickled,
     )
 
 

@@ -95,7 +95,7 @@ class Computer:
 
     def _copied(self, tensor: Placed, piece: Span) -> Tensor:
         info = self.plan.base.tensors[tensor.name]
-        if tensor.name in self.plan.base._loaded:
+        if tensor.name in self.plan.base.unpickled:
             return (
                 self.plan.base.read(tensor.name).reshape(rows_of(tensor.shape))[piece.start : piece.stop].contiguous()
             )

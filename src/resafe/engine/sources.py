@@ -147,7 +147,7 @@ class ModelSource:
     def weight(self, name: str, start: int, stop: int) -> Tensor:
         """See `Source`."""
         info = self.info(name)
-        if info.name in self.checkpoint._loaded:  # unpickled, at the user's own wish
+        if info.name in self.checkpoint.unpickled:
             rows = self.checkpoint.read(info.name).reshape(rows_of(info.shape))[start:stop]
             return rows.to(torch.float32)
         rows = read_rows(self.files, info, start, stop)

@@ -132,7 +132,7 @@ def _copied(computer: Computer, unit: Unit, descriptor: int, tick: Tick | None) 
 def _unchanged(base: Checkpoint, unit: Unit) -> TensorInfo | None:
     """The base's first tensor of a unit whose data follow each other in one local file as they will in the unit."""
     infos = [base.tensors[tensor.name] for tensor in unit.tensors]
-    if not infos or base._loaded or base.remote or any(tensor.fused for tensor in unit.tensors):
+    if not infos or base.unpickled or base.remote or any(tensor.fused for tensor in unit.tensors):
         return None
     place = infos[0].offset
     for info in infos:
