@@ -24,7 +24,7 @@ def random_mask(shapes, granularity="entry", binary=False, rescale="none", **pro
     """A mask over tensors of these names and shapes."""
     generator, values = torch.Generator().manual_seed(len(granularity)), {}
     for name, shape in shapes.items():
-        wanted = logits_shape(name, tuple(shape), granularity)
+        wanted = logits_shape(name, tuple(shape), MaskSettings(granularity=granularity))
         drawn = torch.rand(wanted, generator=generator)
         values.setdefault(logits_key(name, granularity), (drawn > 0.4).float() if binary else drawn)
     return Mask.of(values, MaskSettings(granularity=granularity, rescale=rescale), provenance)
@@ -53,6 +53,34 @@ def test_every_part_is_that_of_the_whole_mask(tmp_path, granularity, rescale, bi
                 else:
                     torch.testing.assert_close(part, whole[start:stop], rtol=1e-6, atol=0)
         torch.testing.assert_close(stored.whole(name, shape), mask.weight(name).expand(shape), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("rescale", ["none", "mean"])
+def test_parts_of_a_mask_over_heads(tmp_path, rescale):
+    shapes = {
+        "l.0.q_proj.weight": (6, 5),
+        "l.0.o_proj.weight": (5, 6),
+        "l.0.up_proj.weight": (4, 5),
+        "l.0.q_proj.bias": (6,),
+    }
+    settings = MaskSettings(granularity="head", head_size=2, rescale=rescale)
+    torch.manual_seed(0)
+    mask = Mask.of({name: torch.rand(logits_shape(name, shape, settings)) for name, shape in shapes.items()}, settings)
+    mask.save(tmp_path)
+    stored = StoredMask.open(tmp_path)
+    assert not stored.problems(shapes)
+    for name, shape in shapes.items():
+        whole = mask.weight(name).expand(shape).reshape(-1, shape[-1])
+        for start in range(len(whole)):
+            part = stored.part(name, shape, (start, start + 1)).expand(1, shape[-1])
+            torch.testing.assert_close(part, whole[start : start + 1], rtol=1e-6, atol=0)
+
+
+def test_a_mask_that_keeps_norms_needs_whole_tensors(tmp_path):
+    random_mask(WEIGHTS, rescale="norm").save(tmp_path)
+    with pytest.raises(InputError, match="not applied in parts"):
+        StoredMask.open(tmp_path).part("q", (6, 7), (0, 1))
+    assert StoredMask.open(tmp_path).part("q", (6, 7), (0, 2), "none").shape == (2, 7)
 
 
 def linear_layers(lab):

@@ -13,6 +13,7 @@ from resafe.masks.concrete import (
     form_mask,
     logits_key,
     logits_shape,
+    norm_kept,
     oriented,
     relaxed_draw,
     rescaled,
@@ -75,19 +76,56 @@ def test_rescale_gradient_runs_through_the_mean():
     assert rescaled(mask, "none") is mask
 
 
+def of(granularity, head_size=None):
+    return MaskSettings(granularity=granularity, head_size=head_size)
+
+
+def test_a_layer_shares_its_logit_and_what_has_no_number_has_its_own():
+    assert logits_key(A, "layer") == logits_key(B, "layer") == "base_model.model.model.layers.0"
+    assert logits_key("model.layers.11.mlp.experts.7.w1.weight", "layer") == "model.layers.11"
+    assert logits_key("lm_head.weight", "layer") == "lm_head.weight"
+    assert logits_shape(A, (4, 32), of("layer")) == (1,)
+
+
+def test_heads_own_rows_of_the_projections_in_and_columns_of_the_one_out():
+    q, o, mlp = (f"model.layers.0.{part}.weight" for part in ("self_attn.k_proj", "self_attn.o_proj", "mlp.up_proj"))
+    heads = of("head", 8)
+    assert logits_shape(q, (16, 32), heads) == (2, 1)
+    assert logits_shape(o, (32, 24), heads) == (1, 3)
+    assert logits_shape(mlp, (64, 32), heads) == (1, 1)
+    assert logits_shape(A, (4, 32), heads) == (1, 1)  # what goes into all heads
+    assert logits_shape(B, (64, 4), heads) == (8, 1)
+    mask = oriented(q, torch.tensor([[0.25], [1.0]]), heads)
+    assert mask.shape == (16, 1) and mask[:8].unique().tolist() == [0.25] and mask[8:].unique().tolist() == [1.0]
+    mask = oriented(o, torch.tensor([[0.0, 0.5, 1.0]]), heads)
+    assert mask.shape == (1, 24) and mask[0, [0, 7, 8, 15, 16, 23]].tolist() == [0, 0, 0.5, 0.5, 1, 1]
+    assert oriented(mlp, torch.ones(1, 1), heads).shape == (1, 1)
+    with pytest.raises(InputError, match="heads of width 7 do not fit"):
+        logits_shape(q, (16, 32), of("head", 7))
+
+
+def test_the_norm_is_kept_and_its_gradient_follows():
+    delta, mask = torch.tensor([3.0, 4.0, 0.0], dtype=torch.float64), torch.tensor([0.5, 1.0, 0.2], dtype=torch.float64)
+    kept = norm_kept(delta * mask, delta)
+    assert kept.tolist() == pytest.approx([1.5 * 5 / 18.25**0.5, 4 * 5 / 18.25**0.5, 0.0])
+    assert norm_kept(torch.zeros(3), torch.ones(3)).tolist() == [0, 0, 0]
+    mask.requires_grad_()
+    assert torch.autograd.gradcheck(lambda m: norm_kept(delta * m, delta), mask)
+
+
 def test_shapes_and_orientation():
-    shapes = {g: logits_shape(A, (4, 32), g) for g in ("entry", "row", "column", "tensor", "rank")}
+    shapes = {g: logits_shape(A, (4, 32), of(g)) for g in ("entry", "row", "column", "tensor", "rank")}
     assert shapes == {"entry": (4, 32), "row": (4, 1), "column": (1, 32), "tensor": (1, 1), "rank": (4,)}
-    assert logits_shape(B, (64, 4), "rank") == (4,)
-    assert logits_shape("bias", (7,), "row") == logits_shape("bias", (7,), "column") == (7,)
+    assert logits_shape(B, (64, 4), of("rank")) == (4,)
+    assert logits_shape("bias", (7,), of("row")) == logits_shape("bias", (7,), of("column")) == (7,)
     assert logits_key(A, "rank") == logits_key(B, "rank") == A.replace("lora_A", "lora")
     assert logits_key(A, "entry") == A
     mask = torch.tensor([1.0, 0.0, 1.0, 0.5])
-    assert (torch.ones(4, 32) * oriented(A, mask, "rank"))[:, 3].tolist() == mask.tolist()
-    assert (torch.ones(64, 4) * oriented(B, mask, "rank"))[5].tolist() == mask.tolist()
-    assert oriented(A, mask, "row") is mask
+    assert (torch.ones(4, 32) * oriented(A, mask, of("rank")))[:, 3].tolist() == mask.tolist()
+    assert (torch.ones(64, 4) * oriented(B, mask, of("rank")))[5].tolist() == mask.tolist()
+    assert oriented(A, mask, of("row")) is mask
     with pytest.raises(InputError, match="needs LoRA factors"):
-        logits_shape("model.layers.0.weight", (4, 4), "rank")
+        logits_shape("model.layers.0.weight", (4, 4), of("rank"))
 
 
 def test_exports():

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from resafe.errors import InputError
-from resafe.masks import Encoded, answer_log_probabilities, encode_items, preference_loss
+from resafe.masks import Encoded, TrainSettings, answer_log_probabilities, encode_items, preference_loss
 from resafe.masks.batches import Batches, Item
-from resafe.masks.losses import length_groups
+from resafe.masks.losses import length_groups, token_divergence
 from tests.evals.tiny import tiny_model, tiny_tokenizer
 from tests.tiny import KEEP, PAIRS
 
@@ -82,6 +82,62 @@ def test_preference_losses_by_hand(name, formula):
         difference = (c - rc) - (r - rr)
         assert loss == pytest.approx(formula(difference, 0.3), rel=1e-5)
         assert margin == pytest.approx(0.3 * difference, rel=1e-5)
+
+
+def logistic(x):
+    return 1 / (1 + math.exp(-x))
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"),  # w, x: log-ratios of the chosen and the rejected answer; e: share of wrong labels
+    [
+        (
+            "robust",
+            lambda w, x, b, e: (
+                (-(1 - e) * math.log(logistic(b * (w - x))) + e * math.log(logistic(b * (x - w)))) / (1 - 2 * e)
+            ),
+        ),
+        (
+            "exo_pair",
+            lambda w, x, b, e: (
+                logistic(b * (w - x)) * math.log(logistic(b * (w - x)) / (1 - e))
+                + logistic(b * (x - w)) * math.log(logistic(b * (x - w)) / e)
+            ),
+        ),
+        (
+            "nca_pair",
+            lambda w, x, b, e: (
+                -math.log(logistic(b * w)) - 0.5 * math.log(logistic(-b * w)) - 0.5 * math.log(logistic(-b * x))
+            ),
+        ),
+        ("sppo_hard", lambda w, x, b, e: (w - 0.5 / b) ** 2 + (x + 0.5 / b) ** 2),
+        ("apo_zero", lambda w, x, b, e: 1 - logistic(b * w) + logistic(b * x)),
+        ("apo_down", lambda w, x, b, e: logistic(b * w) + 1 - logistic(b * (w - x))),
+    ],
+)
+def test_more_preference_losses_by_hand(name, formula):
+    values = torch.tensor([[-5.0, -9.0, -6.0, -7.0], [-30.0, -3.0, -12.0, -14.0]])
+    losses, margins = preference_loss(*values.T, 0.3, name, 0.1)
+    for loss, margin, (c, r, rc, rr) in zip(losses.tolist(), margins.tolist(), values.tolist(), strict=True):
+        assert loss == pytest.approx(formula(c - rc, r - rr, 0.3, 0.1), rel=1e-5)
+        assert margin == pytest.approx(0.3 * (c - rc - r + rr), rel=1e-5)
+
+
+def test_label_smoothing_has_its_range():
+    assert TrainSettings(loss="exo_pair", label_smoothing=0.1).label_smoothing == 0.1
+    for wrong in ({"loss": "exo_pair"}, {"label_smoothing": 0.5}, {"label_smoothing": -0.1}):
+        with pytest.raises(InputError, match="label_smoothing is"):
+            TrainSettings(**wrong)
+
+
+def test_divergence_is_that_of_torch_distributions():
+    torch.manual_seed(0)
+    one, two = torch.randn(5, 7), torch.randn(5, 7)
+    wanted = torch.distributions.kl_divergence(
+        torch.distributions.Categorical(logits=one), torch.distributions.Categorical(logits=two)
+    ).mean()
+    torch.testing.assert_close(token_divergence(one, two), wanted)
+    assert token_divergence(one, one).item() == 0
 
 
 def test_sft_is_no_preference_loss():

@@ -42,7 +42,7 @@ def same(found, wanted):
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("granularity", ["entry", "row", "column", "rank", "tensor"])
+@pytest.mark.parametrize("granularity", ["entry", "row", "column", "rank", "tensor", "layer"])
 def test_ones_are_the_tuned_adapter_and_zeros_the_safe_one(lab, granularity):
     model, values, _ = masked(lab, granularity=granularity)
     with values.reading("ones"):
@@ -76,6 +76,38 @@ def test_rank_masks_reach_the_row_of_a_and_the_column_of_b(lab, rescale):
         mask = mask.reshape(4, 1) if "lora_A" in name else mask.reshape(1, 4)
         tensors[name] = vector.aligned(name) + mask * vector.delta(name)
     assert len(values.values) == 4
+    same(logits(model), logits(with_factors(lab, tensors)))
+
+
+def test_heads_and_norms_by_hand(lab):
+    model, values, (vector,) = masked(
+        lab, granularity="head", head_size=8, sampling="direct", rescale="norm", initial=1.0
+    )
+    torch.manual_seed(0)
+    tensors = {}
+    for name in vector.names:
+        values.values[name].data = torch.rand(values.values[name].shape)
+        mask, delta = values.values[name].detach(), vector.delta(name)
+        if "q_proj.lora_B" in name:
+            assert mask.shape == (4, 1)  # four heads of eight rows
+            mask = mask.repeat_interleave(8, 0)
+        else:
+            assert mask.shape == (1, 1)
+        tensors[name] = vector.aligned(name) + mask * delta * (delta.norm() / (mask * delta).norm())
+    same(logits(model), logits(with_factors(lab, tensors)))
+
+
+def test_norms_of_two_task_vectors_are_kept_apart(lab):
+    model, values, vectors = masked(
+        lab, ("tuned", "tuned2"), fusion=Fusion("average"), sampling="direct", rescale="norm", initial=1.0
+    )
+    torch.manual_seed(0)
+    tensors = {}
+    for name in vectors[0].names:
+        mask = values.values[name].data = torch.rand(values.values[name].shape)
+        deltas = [vector.delta(name) for vector in vectors]
+        kept = [mask * delta * (delta.norm() / (mask * delta).norm()) for delta in deltas]
+        tensors[name] = vectors[0].aligned(name) + sum(kept) / 2
     same(logits(model), logits(with_factors(lab, tensors)))
 
 

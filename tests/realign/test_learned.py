@@ -131,8 +131,17 @@ def test_items_are_turned_side_by_side(lab):
         {"steps": 3, "batch_size": 5},
         {"steps": 3, "batch_size": 5, "warm_share": 0, "granularity": "rank", "export": "top_k", "keep": 0.5},
         {"preset": "paper", "steps": 3, "batch_size": 2},
+        {"steps": 3, "batch_size": 5, "granularity": "layer", "task_divergence": 1.0},
+        {
+            "steps": 3,
+            "batch_size": 5,
+            "granularity": "head",
+            "rescale": "norm",
+            "loss": "robust",
+            "label_smoothing": 0.1,
+        },
     ],
-    ids=["default", "rank", "paper"],
+    ids=["default", "rank", "paper", "layer", "head"],
 )
 def test_somf_writes_an_adapter(lab, tmp_path, settings):
     of = learnable(lab, tmp_path / "work")
@@ -143,7 +152,13 @@ def test_somf_writes_an_adapter(lab, tmp_path, settings):
     assert not torch.allclose(changed, logits(lab.adapted("tuned")), atol=1e-3)
     if settings.get("granularity") == "rank":
         assert found.mask.keep_rate == 0.5
-    assert len(found.strengths) == (1 if "preset" in settings else 3)
+    if settings.get("granularity") == "layer":
+        assert found.mask.settings.granularity == "tensor" and set(found.mask.values) == set(of.names)
+        for layer in (0, 1):
+            assert len({float(value) for name, value in found.mask.values.items() if f".layers.{layer}." in name}) == 1
+    if settings.get("granularity") == "head":
+        assert found.mask.settings.head_size == 8
+    assert len(found.strengths) == (1 if "preset" in settings or "rescale" in settings else 3)
     found.mask.save(tmp_path / "mask")
     read = family("somf", problem(lab), mask=tmp_path / "mask")
     for name in of.names:
@@ -155,7 +170,7 @@ def test_somf_writes_an_adapter(lab, tmp_path, settings):
     lab.open("base").digest  # noqa: B018
     tuned = Input(f"{lab.root / 'base'}+{lab.root / 'tuned'}", "tuned")
     request = Request(str(lab.root / "base"), (tuned,), tmp_path / "f", "mask", {"file": str(tmp_path / "mask")})
-    with pytest.raises(InputError, match="made for another base"):
+    with pytest.raises(InputError, match="made for another base|keeps the norm"):
         build_plan(request, lab.root / "cache")
 
 

@@ -46,6 +46,11 @@ class Masks:
             raise InputError("mask: no file is named", "give the directory of a mask as file")
         files = tuple(StoredMask.open(path) for path in named)
         rescale = None if settings["rescale"] == "file" else settings["rescale"]
+        if any((rescale or file.settings.rescale) == "norm" for file in files):
+            raise InputError(
+                "mask: a mask that keeps the norm of task vectors needs whole tensors",
+                "apply it with resafe mask apply, or set rescale=none or mean",
+            )
         if settings["strength"] != 1.0 and any((rescale or file.settings.rescale) == "mean" for file in files):
             raise InputError(
                 "mask: a mask that is divided by its mean has no strength", "set rescale=none, or leave strength at 1"

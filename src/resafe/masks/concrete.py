@@ -15,21 +15,26 @@ from torch import Tensor
 from resafe.errors import InputError
 from resafe.tensors import keep_top, uniform
 
-Granularity = Literal["entry", "row", "column", "rank", "tensor"]
-"""What shares one logit: each entry its own, a row, a column, a rank of a LoRA pair (A's row, B's column), all."""
+Granularity = Literal["entry", "row", "column", "rank", "head", "tensor", "layer"]
+"""What shares one logit: each entry its own, a row, a column, a rank of a LoRA pair (A's row, B's column), an attention
+head (its rows of the projections in, its columns of the one out; other tensors as a whole), a tensor, a layer."""
 
 Sampling = Literal["relaxed", "straight_through", "deterministic", "direct"]
 """How the mask is formed: a relaxed Bernoulli draw a step, its rounding with the soft gradient, σ(φ), or φ itself
 (for first-order scores, where the gradient with respect to the mask is wanted)."""
 
-Rescale = Literal["none", "mean"]
-"""Whether the masked task vector is divided by the tensor's mean mask (published) or left as it is."""
+Rescale = Literal["none", "mean", "norm"]
+"""Whether the masked task vector is left as it is, divided by the tensor's mean mask (published), or scaled to the norm
+that it had without the mask."""
 
 Export = Literal["soft", "threshold", "top_k", "sample", "last_draw"]
 """What leaves training: σ(φ); φ > 0; the highest φ up to a keep rate; one draw > ½ and the last step's relaxed draw
 (the two published exports, which depend on the seed)."""
 
 _FACTOR = re.compile(r"\.lora_(?P<side>[AB])\.")
+_LAYER = re.compile(r"(.*?\.\d+)\.")  # up to the first number: experts and the like are numbered inside their layer
+_HEADS_IN = re.compile(r"\.(?:q|k|v|qkv)_proj\.(?!lora_A)")
+_HEADS_OUT = re.compile(r"\.(?:o|out)_proj\.(?!lora_B)")
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class MaskSettings:
         temperature: T of the relaxed draw; lower is closer to Bernoulli.
         rescale: Division by the mean mask.
         initial: Initial logit φ₀; σ(φ₀) is the share of every task vector kept at the start.
+        head_size: Width of an attention head, for granularity "head"; None has it read off the model.
     """
 
     granularity: Granularity = "entry"
@@ -49,27 +55,40 @@ class MaskSettings:
     temperature: float = 0.5
     rescale: Rescale = "none"
     initial: float = 0.0
+    head_size: int | None = None
 
 
 def logits_key(name: str, granularity: Granularity) -> str:
-    """The key under which a tensor's logits are kept; the two factors of a LoRA pair share theirs for "rank"."""
+    """The key under which a tensor's logits are kept.
+
+    The two factors of a LoRA pair share theirs for "rank"; all tensors of a layer do for "layer", and a tensor outside
+    the numbered layers has its own.
+    """
+    if granularity == "layer":
+        numbered = _LAYER.match(name)
+        return numbered[1] if numbered else name
     return _FACTOR.sub(".lora.", name) if granularity == "rank" else name
 
 
-def logits_shape(name: str, shape: tuple[int, ...], granularity: Granularity) -> tuple[int, ...]:
-    """Shape of a tensor's mask, broadcastable to the tensor; for "rank" see `oriented`.
+def logits_shape(name: str, shape: tuple[int, ...], settings: MaskSettings) -> tuple[int, ...]:
+    """Shape of a tensor's logits; `oriented` makes them broadcastable to the tensor.
 
     Raises:
-        InputError: "rank" is asked of a tensor that is not a LoRA factor.
+        InputError: "rank" is asked of a tensor that is not a LoRA factor, or heads do not fit into a tensor.
     """
+    granularity = settings.granularity
     if granularity == "entry":
         return shape
+    if granularity == "layer":
+        return (1,)
     if granularity == "tensor":
         return (1,) * len(shape)
     if granularity == "row":
         return (shape[0],) + (1,) * (len(shape) - 1)
     if granularity == "column":
         return (1,) * (len(shape) - 1) + (shape[-1],)
+    if granularity == "head":
+        return _heads(name, shape, settings.head_size)
     side = _FACTOR.search(name)
     if side is None:
         raise InputError(
@@ -78,9 +97,34 @@ def logits_shape(name: str, shape: tuple[int, ...], granularity: Granularity) ->
     return (shape[0],) if side["side"] == "A" else (shape[1],)
 
 
-def oriented(name: str, mask: Tensor, granularity: Granularity) -> Tensor:
-    """Turns a rank mask (r,) into (r, 1) for a factor A and (1, r) for B; other masks pass through."""
-    if granularity != "rank":
+def _heads(name: str, shape: tuple[int, ...], size: int | None) -> tuple[int, ...]:
+    """(heads, 1) for projections in, (1, heads) for the one out, ones for other tensors."""
+    axis = _head_axis(name, len(shape))
+    if axis is None:
+        return (1,) * len(shape)
+    if size is None or shape[axis] % size:
+        raise InputError(
+            f"heads of width {size} do not fit into '{name}' of shape {shape}", "give head_size, or use row or column"
+        )
+    return tuple(length // size if place == axis else 1 for place, length in enumerate(shape))
+
+
+def _head_axis(name: str, dimensions: int) -> int | None:
+    if dimensions == 1:  # a bias of the projections in
+        return 0 if _HEADS_IN.search(name) else None
+    return 0 if _HEADS_IN.search(name) else 1 if _HEADS_OUT.search(name) else None
+
+
+def oriented(name: str, mask: Tensor, settings: MaskSettings) -> Tensor:
+    """A tensor's mask from the shape of its logits into one that is broadcastable to the tensor.
+
+    A rank mask (r,) becomes (r, 1) for a factor A and (1, r) for B; a head's value is repeated over its rows or
+    columns; others pass through.
+    """
+    if settings.granularity == "head" and settings.head_size:
+        axis = _head_axis(name, mask.dim())
+        return mask if axis is None else mask.repeat_interleave(settings.head_size, axis)
+    if settings.granularity != "rank":
         return mask
     side = _FACTOR.search(name)
     return mask[:, None] if side is not None and side["side"] == "A" else mask[None, :]
@@ -114,8 +158,20 @@ def form_mask(logits: Tensor, settings: MaskSettings, seed: int, key: str, step:
 
 
 def rescaled(mask: Tensor, rescale: Rescale) -> Tensor:
-    """The mask m / mean(m) for "mean" (gradient through the mean), m for "none"."""
+    """The mask m / mean(m) for "mean" (gradient through the mean), else m; for "norm" see `norm_kept`."""
     return mask / mask.mean() if rescale == "mean" else mask
+
+
+def norm_kept(masked: Tensor, delta: Tensor) -> Tensor:
+    """The masked task vector scaled to the norm of the unmasked one: m ⊙ τ · ‖τ‖ / ‖m ⊙ τ‖, gradient through both.
+
+    Args:
+        masked: m ⊙ τ.
+        delta: τ, same shape.
+    """
+    norm: Tensor = torch.linalg.vector_norm(masked)
+    scale: Tensor = torch.linalg.vector_norm(delta) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+    return masked * scale
 
 
 def scaled_mask(mask: Tensor, strength: float) -> Tensor:

@@ -50,7 +50,9 @@ class Mask:
         return cls(rounded, settings, provenance or {})
 
     def weight(self, name: str) -> Tensor:
-        """What a tensor's task vector is multiplied with, broadcastable to it: the (rescaled) mask.
+        """What a tensor's task vector is multiplied with, broadcastable to it: the mask, divided by its mean if asked.
+
+        A mask with "norm" is not scaled here: by how much depends on the task vector (see `norm_kept`).
 
         Raises:
             InputError: The mask does not cover the tensor.
@@ -60,7 +62,7 @@ class Mask:
             raise InputError(
                 f"the mask has no values for '{name}'", "it was learnt on other tensors; train one for these"
             )
-        return oriented(name, rescaled(self.values[key], self.settings.rescale), self.settings.granularity)
+        return oriented(name, rescaled(self.values[key], self.settings.rescale), self.settings)
 
     @property
     def keep_rate(self) -> float:

@@ -1,11 +1,14 @@
 """Log-probabilities of answers and the losses that train a mask. Knows nothing of masks.
 
-DPO losses carry TRL's names: sigmoid (Rafailov et al., arXiv 2305.18290, eq. 7), ipo (arXiv 2310.12036, eq. 17,
-with length-averaged log-probabilities as in TRL) and hinge (SLiC, arXiv 2305.10425).
+Preference losses carry TRL's names: sigmoid (Rafailov et al., arXiv 2305.18290, eq. 7), robust (the same for labels of
+which a share is wrong, arXiv 2403.00409, eq. 11), ipo (arXiv 2310.12036, eq. 17, with length-averaged log-probabilities
+as in TRL), hinge (SLiC, arXiv 2305.10425), exo_pair (arXiv 2402.00856, eq. 16), nca_pair (arXiv 2402.05369, eq. 12),
+sppo_hard (arXiv 2405.00675, eq. 4.7), apo_zero and apo_down (arXiv 2408.06266, eq. 7 and 8).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,7 +20,11 @@ from torch.nn import functional
 from resafe.checkpoints.attention import short_attention
 from resafe.checkpoints.output import output_of
 
-LossName = Literal["sft", "sigmoid", "ipo", "hinge"]
+LossName = Literal[
+    "sft", "sigmoid", "robust", "ipo", "hinge", "exo_pair", "nca_pair", "sppo_hard", "apo_zero", "apo_down"
+]
+SMOOTHED = ("robust", "exo_pair")
+"""Losses in which ε, the share of labels that are taken to be wrong, counts; exo_pair needs one above 0."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +86,20 @@ def length_groups(lengths: Sequence[int], pass_cost: float) -> list[list[int]]:
     return groups[::-1]
 
 
-def _sums(model: Any, sequences: Sequence[Encoded], pad_id: int) -> Tensor:
-    """Σ log p(answer | prompt) of each sequence in one forward pass, shape (batch,).
+def answer_logits(model: Any, sequences: Sequence[Encoded], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of all answers' tokens, in one forward pass.
 
     Sequences are padded on the left, so that all answers end at the last position; prompts cost no vocabulary-sized
     work.
+
+    Args:
+        model: A causal LM of transformers.
+        sequences: The batch.
+        pad_id: Token for padding.
+
+    Returns:
+        Logits, shape (tokens, vocabulary), float32; the tokens that they should predict, and the sequence of each
+        token, shape (tokens,).
     """
     width = max(len(sequence) for sequence in sequences)
     tail = max(len(sequence.answer) for sequence in sequences)
@@ -99,14 +115,32 @@ def _sums(model: Any, sequences: Sequence[Encoded], pad_id: int) -> Tensor:
     positions = (attention.cumsum(1) - 1).clamp_min(0)
     with short_attention(model, width), output_of(model, lambda hidden: hidden[:, -tail - 1 : -1][wanted]):
         logits = model(input_ids=ids, attention_mask=attention, position_ids=positions, use_cache=False).logits[0]
-    picked = -functional.cross_entropy(logits.float(), ids[:, -tail:][wanted], reduction="none")
-    rows = wanted.nonzero()[:, 0]
-    return torch.zeros(len(sequences), device=device).index_add(0, rows, picked)
+    return logits.float(), ids[:, -tail:][wanted], wanted.nonzero()[:, 0]
+
+
+def _sums(model: Any, sequences: Sequence[Encoded], pad_id: int) -> Tensor:
+    """Σ log p(answer | prompt) of each sequence in one forward pass, shape (batch,)."""
+    logits, tokens, rows = answer_logits(model, sequences, pad_id)
+    picked = -functional.cross_entropy(logits, tokens, reduction="none")
+    return torch.zeros(len(sequences), device=rows.device).index_add(0, rows, picked)
+
+
+def token_divergence(reference: Tensor, logits: Tensor) -> Tensor:
+    """Mean over tokens of KL(π_ref ‖ π) in nats.
+
+    Args:
+        reference: Logits of π_ref, shape (tokens, vocabulary).
+        logits: Logits of π, same shape.
+    """
+    return functional.kl_div(logits.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="sum") / len(
+        logits
+    )
 
 
 def preference_loss(
-    chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, beta: float, name: LossName
-) -> tuple[Tensor, Tensor]:
+    chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, beta: float, name: LossName,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The preference loss of each pair, and its reward margin β((π_c − ref_c) − (π_r − ref_r)).
 
     Args:
@@ -115,18 +149,36 @@ def preference_loss(
         reference_chosen: log π_ref(chosen), shape (pairs,).
         reference_rejected: log π_ref(rejected), shape (pairs,).
         beta: β.
-        name: "sigmoid", "ipo" or "hinge".
+        name: Any `LossName` but "sft".
+        label_smoothing: ε of "robust" and "exo_pair", below ½.
 
     Returns:
         Losses and margins, shape (pairs,).
     """
-    difference = (chosen - reference_chosen) - (rejected - reference_rejected)
+    won, lost = chosen - reference_chosen, rejected - reference_rejected
+    margins = beta * (won - lost)
+    right, wrong = functional.logsigmoid(margins), functional.logsigmoid(-margins)
     if name == "sigmoid":
-        losses = -functional.logsigmoid(beta * difference)
+        losses = -right
+    elif name == "robust":
+        losses = -((1 - label_smoothing) * right - label_smoothing * wrong) / (1 - 2 * label_smoothing)
     elif name == "ipo":
-        losses = (difference - 1 / (2 * beta)) ** 2
+        losses = (won - lost - 1 / (2 * beta)) ** 2
     elif name == "hinge":
-        losses = torch.relu(1 - beta * difference)
+        losses = torch.relu(1 - margins)
+    elif name == "exo_pair":  # KL of the policy's preference from labels that are right with probability 1 − ε
+        losses = right.exp() * (right - math.log1p(-label_smoothing)) + wrong.exp() * (
+            wrong - math.log(label_smoothing)
+        )
+    elif name == "nca_pair":
+        falls = functional.logsigmoid(-beta * won) + functional.logsigmoid(-beta * lost)
+        losses = -functional.logsigmoid(beta * won) - falls / 2
+    elif name == "sppo_hard":
+        losses = (won - 1 / (2 * beta)) ** 2 + (lost + 1 / (2 * beta)) ** 2
+    elif name == "apo_zero":
+        losses = torch.sigmoid(-beta * won) + torch.sigmoid(beta * lost)
+    elif name == "apo_down":
+        losses = torch.sigmoid(beta * won) + torch.sigmoid(-margins)
     else:
         raise ValueError(f"{name} is no preference loss")
-    return losses, (beta * difference).detach()
+    return losses, margins.detach()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,8 @@ from torch.nn import functional
 from resafe.deltas import DifferenceVector, TaskVector
 from resafe.deltas.lora import factor_modules
 from resafe.errors import InputError
-from resafe.masks.concrete import MaskSettings, form_mask, logits_key, logits_shape, oriented, rescaled
+from resafe.masks.concrete import MaskSettings, form_mask, logits_key, logits_shape, norm_kept, oriented, rescaled
+from resafe.masks.format import Mask
 
 Combine = Callable[[str, Sequence[Tensor]], Tensor]
 """Name and task vectors of one tensor → the fused delta, differentiable."""
@@ -38,6 +40,8 @@ class MaskLogits(nn.Module):
         seed: Seed of the draws.
         step: Training step; keys the noise.
         vectors_digest: Tells the task vectors behind the masks from others (see `install_masks`).
+        values: The logits by key.
+        shapes: The masked tensors and their shapes.
     """
 
     def __init__(self, settings: MaskSettings, seed: int) -> None:
@@ -48,11 +52,13 @@ class MaskLogits(nn.Module):
         self._reading: Reading = "trained"
         self.vectors_digest = ""
         self.values: dict[str, nn.Parameter] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
 
     def add(self, name: str, shape: tuple[int, ...]) -> None:
         """Creates the logits of a tensor, filled with φ₀, unless they exist (the factors of a rank share theirs)."""
         key = logits_key(name, self.settings.granularity)
-        wanted = logits_shape(name, shape, self.settings.granularity)
+        wanted = logits_shape(name, shape, self.settings)
+        self.shapes[name] = shape
         if key not in self.values:
             self.values[key] = nn.Parameter(torch.full(wanted, float(self.settings.initial)))
             self.register_parameter(key.replace(".", "/"), self.values[key])
@@ -67,7 +73,7 @@ class MaskLogits(nn.Module):
         if self._reading == "random":
             logits, purpose = torch.zeros_like(logits), f"reference/{key}"
         drawn = form_mask(logits, self.settings, self.seed, purpose, self.step)
-        return oriented(name, rescaled(drawn, self.settings.rescale), self.settings.granularity)
+        return oriented(name, rescaled(drawn, self.settings.rescale), self.settings)
 
     def start_from(self, settings: MaskSettings, values: Mapping[str, Tensor]) -> None:
         """Takes over settings and logits, for example a warm start from scores that were read off these masks."""
@@ -76,6 +82,19 @@ class MaskLogits(nn.Module):
             for key, parameter in self.values.items():
                 parameter.copy_(values[key])
         self.zero_grad(set_to_none=True)
+
+    def mask_of(self, values: dict[str, Tensor], settings: MaskSettings, facts: dict[str, Any] | None = None) -> Mask:
+        """The mask file for these values in place of the logits.
+
+        A layer's value is stored once a tensor, as "tensor": which tensors of a layer are masked (its linear layers,
+        not its norms) no key of the layer could tell.
+        """
+        if settings.granularity != "layer":
+            return Mask.of(values, settings, facts)
+        by_tensor = {
+            name: values[logits_key(name, "layer")].reshape((1,) * len(shape)) for name, shape in self.shapes.items()
+        }
+        return Mask.of(by_tensor, replace(settings, granularity="tensor"), facts)
 
     @contextmanager
     def reading(self, what: Reading) -> Iterator[None]:
@@ -115,10 +134,15 @@ class MaskedWeight(nn.Module):
 
     def forward(self) -> Tensor:
         """The weight, shape and dtype of `aligned`."""
-        mask = self._logits[0].mask(self.name)
-        if self._combine is None:
+        logits = self._logits[0]
+        mask = logits.mask(self.name)
+        keep_norm = logits.settings.rescale == "norm" and isinstance(mask, Tensor)
+        if self._combine is None and not keep_norm:
             return torch.addcmul(self.aligned, self.deltas[0], _tensor(mask, self.aligned))
-        return self.aligned + self._combine(self.name, [delta * mask for delta in self.deltas])
+        masked = [delta * mask for delta in self.deltas]
+        if keep_norm:
+            masked = [norm_kept(part, delta) for part, delta in zip(masked, self.deltas, strict=True)]
+        return self.aligned + (masked[0] if self._combine is None else self._combine(self.name, masked))
 
 
 def _tensor(mask: Tensor | float, like: Tensor) -> Tensor:
@@ -185,6 +209,7 @@ def install_masks(
             raise InputError(
                 f"the tuned models cover different tensors: {', '.join(only)}", "tune them with the same targets"
             )
+    linear = linear and (settings.rescale != "norm" or len(vectors) == 1)  # the norm of a sum is no sum of norms
     logits = MaskLogits(settings, seed)
     hasher = hashlib.sha256()
     device = next(model.parameters()).device

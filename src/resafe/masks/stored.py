@@ -17,7 +17,7 @@ from torch import Tensor
 
 from resafe.checkpoints import TensorInfo, read_header
 from resafe.errors import InputError
-from resafe.masks.concrete import MaskSettings, Rescale, logits_key, logits_shape, scaled_mask
+from resafe.masks.concrete import MaskSettings, Rescale, logits_key, logits_shape, oriented, scaled_mask
 from resafe.masks.format import DESCRIPTION, WEIGHTS, read_description, readable, unpacked
 from resafe.provenance import digest_file, digest_value
 
@@ -84,7 +84,7 @@ class StoredMask:
         wanted: dict[str, Shape] = {}
         for name, shape in shapes.items():
             if self.covers(name):
-                wanted[logits_key(name, granularity)] = logits_shape(name, shape, granularity)
+                wanted[logits_key(name, granularity)] = logits_shape(name, shape, self.settings)
         for key, have in self.shapes.items():
             if key not in wanted:
                 found.append(f"it has values for {key}, which is not there")
@@ -111,8 +111,14 @@ class StoredMask:
                 the last bit: realignment goes through the formula, so whoever wants its bits must.
 
         Raises:
-            InputError: The mask does not cover the tensor, or the file changed since it was opened.
+            InputError: The mask does not cover the tensor, is scaled by a norm, which no part knows, or the file
+                changed since it was opened.
         """
+        if (rescale or self.settings.rescale) == "norm":
+            raise InputError(
+                f"{self.directory}: a mask that keeps norms is not applied in parts",
+                "apply it with resafe mask apply, or with rescale=none",
+            )
         key, granularity = logits_key(name, self.settings.granularity), self.settings.granularity
         if key not in self.shapes:
             raise InputError(f"{self.directory}: no values for '{name}'", "it was learnt on other tensors")
@@ -123,6 +129,8 @@ class StoredMask:
             value = self._values(key, start * width, stop * width).reshape(stop - start, width)
         elif granularity == "tensor":
             value = self._values(key, 0, 1).reshape(1, 1)
+        elif granularity == "head":
+            value = self._of_heads(name, key, shape, start, stop)
         elif granularity == "column" or len(shape) < 2 or (granularity == "rank" and ".lora_B." in name):
             value = self._values(key, 0, count).reshape(1, -1)
         else:  # a value for each index of the first dimension, each with as many rows as the others make
@@ -131,6 +139,13 @@ class StoredMask:
         if (rescale or self.settings.rescale) == "mean":
             return value / self._mean(key)
         return value if strength is None else scaled_mask(value, strength)
+
+    def _of_heads(self, name: str, key: str, shape: Shape, start: int, stop: int) -> Tensor:
+        stored = self._values(key, 0, math.prod(self.shapes[key])).reshape(self.shapes[key])
+        value = oriented(name, stored, self.settings)
+        if len(shape) < 2:
+            return value.reshape(1, -1)
+        return value[start:stop] if len(value) > 1 else value
 
     def whole(self, name: str, shape: Shape, rescale: Rescale | None = None, strength: float | None = None) -> Tensor:
         """`part` of all rows, broadcastable to the tensor itself."""

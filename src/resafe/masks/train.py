@@ -12,9 +12,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from resafe.errors import InputError
 from resafe.masks.batches import Batches, Item
 from resafe.masks.checkpoint import load_state, save_state
-from resafe.masks.losses import PASS_COST, LossName, answer_log_probabilities, preference_loss
+from resafe.masks.losses import (
+    PASS_COST,
+    SMOOTHED,
+    LossName,
+    answer_log_probabilities,
+    answer_logits,
+    preference_loss,
+    token_divergence,
+)
 from resafe.masks.modules import MaskedWeight, MaskLogits
 from resafe.provenance import digest_value
 
@@ -29,7 +38,7 @@ class TrainSettings:
     """How a mask is trained.
 
     Attributes:
-        loss: "sft" raises the chosen answers' likelihood; "sigmoid", "ipo", "hinge" are DPO losses on the pairs.
+        loss: "sft" raises the chosen answers' likelihood; the others are preference losses on the pairs.
         steps: Optimiser steps.
         learning_rate: Peak learning rate of AdamW on the logits.
         warmup_steps: Linear warm-up, then cosine decay to zero.
@@ -38,6 +47,9 @@ class TrainSettings:
         reference: π_ref of DPO.
         shares: Composition of a batch by side.
         removal_price: Weight of mean(1 − m), which keeps the mask from removing what it need not.
+        task_divergence: Weight of KL(π_tuned ‖ π) on the answers of a batch's task examples, which keeps what the tuned
+            model does there, its doubts included; the task's own loss counts beside it.
+        label_smoothing: Share of the pairs that are taken to be labelled wrongly, for "robust" and "exo_pair".
         max_norm: Gradient clipping; 0 for none.
         seed: Seed of batches and draws.
     """
@@ -51,8 +63,22 @@ class TrainSettings:
     reference: Reference = "tuned"
     shares: dict[str, float] = field(default_factory=lambda: {"safety": 0.4, "harmless": 0.4, "task": 0.2})
     removal_price: float = 0.0
+    task_divergence: float = 0.0
+    label_smoothing: float = 0.0
     max_norm: float = 0.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks what depends on each other.
+
+        Raises:
+            InputError: ε is out of range, or "exo_pair" has none.
+        """
+        if not 0 <= self.label_smoothing < 0.5 or (self.loss == "exo_pair" and self.label_smoothing == 0):
+            raise InputError(
+                f"label_smoothing is {self.label_smoothing} with loss {self.loss!r}",
+                f"it is a share from 0 to below 0.5, used by {' and '.join(SMOOTHED)}; exo_pair needs one above 0",
+            )
 
 
 def learning_rate_at(settings: TrainSettings, step: int) -> float:
@@ -184,6 +210,13 @@ class MaskTrainer:
             loss, metrics = self._preference(batch)
         if self.settings.removal_price > 0:
             loss = loss + self.settings.removal_price * self.logits.removed_share()
+        task = [item.chosen for item in batch if item.side == "task"]
+        if self.settings.task_divergence > 0 and task:
+            with torch.no_grad(), self.logits.reading("ones"):
+                tuned, _, _ = answer_logits(self.model, task, self.pad_id)
+            divergence = token_divergence(tuned, answer_logits(self.model, task, self.pad_id)[0])
+            loss = loss + self.settings.task_divergence * divergence
+            metrics["kl/task"] = float(divergence.detach())
         return loss, metrics
 
     def _sft(self, batch: Sequence[Item]) -> tuple[Tensor, dict[str, float]]:
@@ -208,9 +241,13 @@ class MaskTrainer:
             lengths = torch.tensor([[len(i.chosen.answer), len(i.rejected.answer)] for i in pairs if i.rejected])
             table, fixed = table / lengths.to(table.device), fixed / lengths.to(table.device)
         losses, margins = preference_loss(
-            table[:, 0], table[:, 1], fixed[:, 0], fixed[:, 1], self.settings.beta, self.settings.loss
-        )
+            table[:, 0], table[:, 1], fixed[:, 0], fixed[:, 1], self.settings.beta, self.settings.loss,
+            self.settings.label_smoothing,
+        )  # fmt: skip
+        rewards = self.settings.beta * (table.detach() - fixed)
         metrics = {
+            "rewards/chosen": float(rewards[:, 0].mean()),
+            "rewards/rejected": float(rewards[:, 1].mean()),
             "rewards/margins": float(margins.mean()),
             "rewards/accuracies": float((margins > 0).float().mean()),
         }

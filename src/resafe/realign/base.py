@@ -20,6 +20,7 @@ from resafe.deltas import TaskVector, check_together
 from resafe.errors import InputError
 from resafe.fusion import Fusion
 from resafe.masks import Mask
+from resafe.masks.concrete import norm_kept
 from resafe.registry import Registry
 
 REALIGN = Registry("realign method", "resafe.realign")
@@ -104,12 +105,15 @@ class Problem:
             examples += [replace(pool[i % len(pool)], id=f"{side}-{i}") for i in range(count)]
         return examples
 
-    def masked(self, weight: Callable[[str], Tensor | float]) -> Realigned:
-        """θ_a + F({m ⊙ τ_k}) by tensor, for a mask given by name; F's first pass runs over the masked task vectors."""
+    def masked(self, weight: Callable[[str], Tensor | float], keep_norm: bool = False) -> Realigned:
+        """θ_a + F({m ⊙ τ_k}) by tensor, for a mask given by name; F's first pass runs over the masked task vectors.
+
+        With `keep_norm` every m ⊙ τ_k is scaled to the norm of τ_k.
+        """
 
         def deltas(name: str) -> list[Tensor]:
-            mask = weight(name)
-            return [vector.delta(name) * mask for vector in self.vectors]
+            mask, found = weight(name), [vector.delta(name) for vector in self.vectors]
+            return [norm_kept(delta * mask, delta) if keep_norm else delta * mask for delta in found]
 
         statistics = self.fusion.statistics(self.names, deltas)
         return lambda name: self.vectors[0].aligned(name) + self.fusion.combine(name, deltas(name), statistics)

@@ -41,7 +41,7 @@ def mask_family(problem: Problem, mask: Mask, strengths: tuple[float, ...], *, s
                 value = shuffled(value.expand(problem.vectors[0].shape(name)), problem.seed, "shuffle", name)
             return value if mask.settings.rescale != "none" else scaled_mask(value, strength)
 
-        return problem.masked(weight)
+        return problem.masked(weight, keep_norm=mask.settings.rescale == "norm")
 
     grid = (1.0,) if mask.settings.rescale != "none" else tuple(strengths)
     return Family("mask strength", grid, at, {"keep_rate": mask.keep_rate}, mask)

@@ -7,11 +7,14 @@ over a few dozen examples gives these derivatives; nothing is trained.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from resafe.deltas import origins
+from resafe.errors import InputError
 from resafe.fusion import Fusion
 from resafe.masks import MaskLogits, MaskSettings, encode_items, install_masks
 from resafe.masks.batches import Item
@@ -36,6 +39,24 @@ def masked_model(problem: Problem, settings: MaskSettings, seed: int) -> tuple[A
         linear=fusion.linear,
     )
     return model, logits
+
+
+def with_head_size(settings: MaskSettings, problem: Problem) -> MaskSettings:
+    """The settings with the width of the aligned model's attention heads, where the granularity needs it.
+
+    Raises:
+        InputError: The model's configuration does not tell it.
+    """
+    if settings.granularity != "head" or settings.head_size is not None:
+        return settings
+    aligned, _ = origins(problem.vectors[0])
+    model = aligned.base if aligned is not None and aligned.kind == "adapter" else aligned
+    config = {} if model is None else model.config.get("text_config", model.config)
+    heads = config.get("num_attention_heads")
+    size = config.get("head_dim") or (config["hidden_size"] // heads if heads and "hidden_size" in config else None)
+    if size is None:
+        raise InputError("the width of the model's attention heads is not known", "give head_size")
+    return replace(settings, head_size=int(size))
 
 
 def encoded_items(problem: Problem, answer_tokens: int | None = None) -> tuple[list[Item], int]:

@@ -5,14 +5,16 @@ A mask without training: the first-order scores of `resafe.realign.scores`, cut 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from resafe.masks import Mask, MaskSettings
+from resafe.masks import MaskSettings
 from resafe.masks.concrete import Granularity
 from resafe.realign.base import Family, Problem, Realigned, realign_method
 from resafe.realign.mask_family import mask_family
-from resafe.realign.scores import encoded_items, masked_model, removal_mask, removal_scores, turned
+from resafe.realign.scores import encoded_items, masked_model, removal_mask, removal_scores, turned, with_head_size
 
 
 @realign_method("selector", title="Gradient selector", source="this project (first-order removal score)", trains=True)
@@ -38,7 +40,7 @@ def selector(
         shares: Grid of the removed share.
         path: Take scores anew for each share, not once for all.
     """
-    settings = MaskSettings(granularity=granularity, sampling="direct", initial=1.0)
+    settings = with_head_size(MaskSettings(granularity=granularity, sampling="direct", initial=1.0), problem)
     model, logits = masked_model(problem, settings, problem.seed)
     items, pad_id = encoded_items(problem, answer_tokens)
     grid = tuple(sorted(shares))
@@ -53,6 +55,7 @@ def selector(
         mask = masks[share] = removal_mask(scores, share, mask)
 
     def at(share: float) -> Realigned:
-        return mask_family(problem, Mask.of(masks[share], MaskSettings(granularity=granularity)), (1.0,)).at(1.0)
+        plain = replace(settings, sampling="deterministic", initial=0.0)
+        return mask_family(problem, logits.mask_of(masks[share], plain), (1.0,)).at(1.0)
 
     return Family("removed share", grid, at, {"entries": sum(score.numel() for score in scores.values())})

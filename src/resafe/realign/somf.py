@@ -19,7 +19,7 @@ from resafe.masks.train import Reference
 from resafe.provenance import digest_value
 from resafe.realign.base import Family, Problem, realign_method
 from resafe.realign.mask_family import mask_family
-from resafe.realign.scores import encoded_items, masked_model, removal_mask, removal_scores
+from resafe.realign.scores import encoded_items, masked_model, removal_mask, removal_scores, with_head_size
 
 
 def _given(**changes: Any) -> dict[str, Any]:
@@ -79,6 +79,7 @@ def train_mask(
         InputError: No model or no safety pairs were given, or the task vectors do not fit the model.
     """
     items, pad_id = encoded_items(problem, answer_tokens)
+    settings = with_head_size(settings, problem)
     if warm is None:
         model, logits = masked_model(problem, settings, training.seed)
     else:
@@ -94,7 +95,7 @@ def train_mask(
         for key, value in logits.values.items()
     }
     facts = {"training": asdict(training), "export": export, "metrics": metrics}
-    return Mask.of(values, settings, facts | _digests(problem))
+    return logits.mask_of(values, settings, facts | _digests(problem))
 
 
 def _digests(problem: Problem) -> dict[str, Any]:
@@ -124,6 +125,8 @@ def somf(
     reference: Reference | None = None,
     shares: dict[str, float] | None = None,
     removal_price: float | None = None,
+    task_divergence: float | None = None,
+    label_smoothing: float | None = None,
     export: Export | None = None,
     keep: float = 0.5,
     strengths: tuple[float, ...] = (0.9, 1.0, 1.1),
@@ -142,9 +145,9 @@ def somf(
         granularity: What shares one logit.
         sampling: How training forms the mask.
         temperature: T of the relaxed draw.
-        rescale: Division of the mask by its mean.
+        rescale: Division of the mask by its mean, or scaling of the masked task vectors to their norms.
         initial: φ₀.
-        loss: "sft" or a DPO loss.
+        loss: "sft" or a preference loss by TRL's name.
         steps: Optimiser steps.
         learning_rate: Peak learning rate of the logits.
         batch_size: Items a step.
@@ -152,6 +155,8 @@ def somf(
         reference: π_ref of DPO.
         shares: Composition of a batch by side (safety, harmless, task).
         removal_price: Weight of the mean removed share in the objective.
+        task_divergence: Weight of KL(tuned ‖ realigned) on the answers of task examples.
+        label_smoothing: Share of pairs taken to be labelled wrongly, for "robust" and "exo_pair".
         export: What leaves training.
         keep: Keep rate of the "top_k" export.
         strengths: Grid of the mask's strength; 1 is the mask itself.
@@ -174,7 +179,8 @@ def somf(
         seed=problem.seed,
         **_given(
             loss=loss, steps=steps, learning_rate=learning_rate, batch_size=batch_size, beta=beta,
-            reference=reference, shares=shares, removal_price=removal_price,
+            reference=reference, shares=shares, removal_price=removal_price, task_divergence=task_divergence,
+            label_smoothing=label_smoothing,
         ),
     )  # fmt: skip
     share = chosen.warm_share if warm_share is None else warm_share
