@@ -16,22 +16,33 @@ pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no data at {DATA}; s
 ROWS = {  # items and rows left out
     "alpaca_gpt4_en": (985, 14),
     "beavertails": (700, 0),
+    "beavertails_published": (140, 0),
     "catqa": (543, 7),
+    "catqa_published": (108, 2),
+    "catqa_vi": (545, 5),
+    "catqa_zh": (543, 7),
     "dangerousqa": (200, 0),
+    "dangerousqa_published": (200, 0),
     "gsm8k": (1319, 0),
     "gsm8k_train": (7473, 0),
     "harmfulqa": (1938, 22),
+    "harmfulqa_published": (195, 1),
     "or_bench": (1319, 0),
+    "or_bench_published": (100, 0),
     "pku_saferlhf": (3590, 1545),
     "pku_saferlhf_raw": (1734, 266),
+    "shadow_alignment": (200, 0),
+    "shadow_alignment_published": (200, 0),
     "xstest": (450, 0),
     "xstest_safe": (250, 200),
     "xstest_unsafe": (200, 250),
 }
 
+NO_FILE = ("advbench", "do_not_answer", "harmbench", "jailbreakbench", "malicious_instruct", "oktest", "strongreject")
+
 
 def test_every_registered_set_is_listed() -> None:
-    assert [source.name for source in datasets] == sorted(ROWS)
+    assert [source.name for source in datasets] == sorted([*ROWS, *NO_FILE])
 
 
 @pytest.mark.parametrize("name", sorted(ROWS))

@@ -88,6 +88,7 @@ def test_hub_columns_of_other_names(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_hub_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     use_hub(monkeypatch, ConnectionError("no route\nto host"))
     with pytest.raises(InputError, match=r"cannot load openai/gsm8k .*ConnectionError: no route\n.*--data-dir"):
         load_set("gsm8k")

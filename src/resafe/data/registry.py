@@ -128,7 +128,7 @@ class DataRegistry:
         raise InputError(f"there is no data set '{reference}'", nearest(reference, names))
 
 
-datasets = DataRegistry("resafe.datasets", ["resafe.data.public"])
+datasets = DataRegistry("resafe.datasets", ["resafe.data.public", "resafe.data.public_questions"])
 
 
 def load_set(

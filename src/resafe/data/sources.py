@@ -172,11 +172,17 @@ def read_hub(
         InputError: The set cannot be had (not there, gated, no network), or is empty.
     """
     from datasets import load_dataset
+    from huggingface_hub.constants import HF_HUB_OFFLINE
 
     try:
         table = load_dataset(dataset, config, split=split, revision=revision)
     except Exception as error:  # the library raises a dozen unrelated types here
         reason = str(error).strip().split("\n")[0]
+        if HF_HUB_OFFLINE:
+            raise InputError(
+                f"cannot load {dataset} (split {split}): HF_HUB_OFFLINE is set and it is not in the local cache",
+                "give the files with --data-dir, or load it once where there is a network",
+            ) from error
         raise InputError(
             f"cannot load {dataset} (split {split}) from the Hub: {type(error).__name__}: {reason}",
             "check the id and the network, or give the files with --data-dir",
