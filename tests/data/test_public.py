@@ -14,9 +14,12 @@ DATA = Path(os.environ.get("RESAFE_DATA_DIR") or Path(__file__).parents[3] / "sh
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no data at {DATA}; set RESAFE_DATA_DIR")
 
 ROWS = {  # items and rows left out
+    "alpaca_en": (3000, 0),
     "alpaca_gpt4_en": (985, 14),
+    "alpaca_gpt4_zh": (992, 8),
     "beavertails": (700, 0),
     "catqa": (543, 7),
+    "codealpaca": (2015, 2),
     "dangerousqa": (200, 0),
     "gsm8k": (1319, 0),
     "gsm8k_train": (7473, 0),
@@ -29,9 +32,11 @@ ROWS = {  # items and rows left out
     "xstest_unsafe": (200, 250),
 }
 
+HUB_ONLY = ("alpaca_hindi", "hh_rlhf", "pku_saferlhf_30k", "pku_saferlhf_full", "ultrafeedback")
+
 
 def test_every_registered_set_is_listed() -> None:
-    assert [source.name for source in datasets] == sorted(ROWS)
+    assert [source.name for source in datasets] == sorted([*ROWS, *HUB_ONLY])
 
 
 @pytest.mark.parametrize("name", sorted(ROWS))
