@@ -6,7 +6,7 @@ Knows no files; stops a run whose data is worse than stated.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,8 @@ class IntakeReport:
         unused: Rows that the set's own rule leaves out (for example pairs with two safe answers).
         bad: Rows that cannot be used, by reason.
         named: For each reason, "place: detail" of the first rows.
+        places: Where each item that was given came from, if `keep_places`.
+        keep_places: Whether to keep those.
     """
 
     source: str
@@ -41,6 +43,8 @@ class IntakeReport:
     unused: int = 0
     bad: Counter[str] = field(default_factory=Counter)
     named: dict[str, list[str]] = field(default_factory=dict)
+    places: list[str] = field(default_factory=list, repr=False)
+    keep_places: bool = False
 
     def reject(self, reason: str, place: str, detail: str) -> None:
         """Counts a bad row."""
@@ -115,19 +119,6 @@ def take_in(rows: Iterable[Row | Unreadable], parse: Parse, report: IntakeReport
         else:
             seen.add(key)
             report.kept += 1
+            if report.keep_places:
+                report.places.append(row.place)
             yield item
-
-
-def merged(reports: Iterable[IntakeReport]) -> Mapping[str, Any]:
-    """The sums of several reports, for one line of a card."""
-    found = list(reports)
-    bad: Counter[str] = Counter()
-    for report in found:
-        bad.update(report.bad)
-    return {
-        "rows": sum(r.rows for r in found),
-        "kept": sum(r.kept for r in found),
-        "repeated": sum(r.repeated for r in found),
-        "unused": sum(r.unused for r in found),
-        "bad": dict(bad),
-    }

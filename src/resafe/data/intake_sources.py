@@ -67,7 +67,7 @@ def load_training(
         InputError: There is no such source, it is of the other kind, or too many of its rows are bad; names their
             lines and reasons.
     """
-    report = IntakeReport(reference)
+    report = IntakeReport(reference, keep_places=True)
     items = tuple(itertools.islice(stream_training(reference, kind, data_dir=data_dir, report=report), limit))
     report.check(max_bad_share)
     return TrainingData(items, report)

@@ -101,9 +101,7 @@ def write_result(
     """
     with staged(out) as staging:
         if is_adapter(model):
-            model.save_pretrained(
-                staging, safe_serialization=True, save_embedding_layers=False, state_dict=weights
-            )
+            model.save_pretrained(staging, safe_serialization=True, save_embedding_layers=False, state_dict=weights)
             config_file = staging / "adapter_config.json"
             config = json.loads(config_file.read_text(encoding="utf-8"))
             ordered = {key: sorted(value) if _is_names(value) else value for key, value in config.items()}

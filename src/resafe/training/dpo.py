@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,11 @@ def train_dpo(
     system: str | None = None,
     lora: LoraSettings | None = None,
     progress: Progress | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> TrainingResult:
     """Trains an adapter, or all weights, on preference pairs and writes the result to `out`.
 
-    The reference is the model as given: without the fresh adapter, or with its weights as they were before training. Its
+    The reference is the model as given: without the fresh adapter, or with its weights as before training. Its
     log-probabilities are computed once, before the first step. Resume as in `train_sft`.
 
     Args:
@@ -68,6 +69,7 @@ def train_dpo(
         system: System turn of every pair; None for the template's default, "" for an empty one.
         lora: A fresh adapter; None continues the model's own, or trains all weights if it has none.
         progress: Called after each step with `loss`, `margin` (of implicit rewards), `preference_accuracy`, ….
+        files: More text files for `out`, by name.
 
     Returns:
         The trained model, where it was written, and the losses.
@@ -92,7 +94,9 @@ def train_dpo(
 
     def build(work: Path, callback: Any) -> Any:
         trainer = dpo_trainer(trained, tokenizer, Dataset.from_list(rows), settings, work, order, callback)
-        if is_adapter(trained) and "ref" in trained.peft_config:  # TRL's copy of the adapter as given: used, and not to be saved
+        if (
+            is_adapter(trained) and "ref" in trained.peft_config
+        ):  # TRL's copy of the adapter as given: used, and not to be saved
             trained.delete_adapter("ref")
         return trainer
 
@@ -108,4 +112,5 @@ def train_dpo(
         longest=max(len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in rows),
         dropped=dropped,
         progress=progress,
+        files=files,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,7 @@ def encode_examples(
     return rows, len(examples) - len(rows)
 
 
-def _dialogue(
-    tokenizer: Any, example: Conversation, system: str | None, max_tokens: int
-) -> list[dict[str, list[int]]]:
+def _dialogue(tokenizer: Any, example: Conversation, system: str | None, max_tokens: int) -> list[dict[str, list[int]]]:
     """The row of a dialogue, in which all answers are learnt; none if `max_tokens` leaves no answer."""
     own = system if example.system is None else example.system
     ids: list[int] = []
@@ -86,6 +84,7 @@ def train_sft(
     system: str | None = None,
     lora: LoraSettings | None = None,
     progress: Progress | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> TrainingResult:
     """Fine-tunes a model on answers (the loss is on answer tokens only) and writes it to `out`.
 
@@ -101,6 +100,7 @@ def train_sft(
         system: System turn of every example; None for the template's default, "" for an empty one.
         lora: A fresh adapter; None continues the model's own, or trains all weights if it has none.
         progress: Called after each step with `loss`, `learning_rate`, `grad_norm`, `tokens_per_second`, ….
+        files: More text files for `out`, by name.
 
     Returns:
         The trained model, where it was written, and the losses.
@@ -136,6 +136,7 @@ def train_sft(
         longest=max(lengths),
         dropped=dropped,
         progress=progress,
+        files=files,
     )
 
 
@@ -158,6 +159,7 @@ def run_training(
     longest: int,
     dropped: int,
     progress: Progress | None,
+    files: Mapping[str, str] | None = None,
 ) -> TrainingResult:
     """The part that SFT and DPO share: resume, train, write.
 
@@ -173,6 +175,7 @@ def run_training(
         longest: Tokens of the longest sequence.
         dropped: Examples left out.
         progress: Called after each step.
+        files: More text files for `out`, by name.
 
     Returns:
         The result.
@@ -202,7 +205,7 @@ def run_training(
         record = {"kind": kind, "steps": len(tokens), "rows": len(encoded), "dropped": dropped, "losses": losses}
         curve = json.dumps({**record, "settings": vars(settings)}, indent=1, default=str) + "\n"
         card = _card(kind, settings, len(tokens), len(encoded))
-        write_result(trained, tokenizer, out, card, {"training.json": curve}, weights)
+        write_result(trained, tokenizer, out, card, {"training.json": curve, **(files or {})}, weights)
         shutil.rmtree(work)
     state.wait_for_everyone()
     return TrainingResult(
@@ -220,7 +223,9 @@ def run_training(
 def _card(kind: str, settings: Any, steps: int, examples: int) -> str:
     names = {"sft": "supervised fine-tuning", "dpo": "direct preference optimisation"}
     shown = "\n".join(
-        f"| {key} | {value} |" for key, value in vars(settings).items() if key not in ("device", "save_every", "report_to")
+        f"| {key} | {value} |"
+        for key, value in vars(settings).items()
+        if key not in ("device", "save_every", "report_to")
     )
     return (
         f"# Trained with resafe\n\nBy {names[kind]} on {examples} rows for {steps} steps.\n\n"

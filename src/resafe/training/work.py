@@ -23,7 +23,7 @@ _HEAD_BYTES = 4096
 
 def processes() -> Any:
     """The processes of this run (accelerate's state): one, or those that `accelerate launch` started."""
-    from accelerate import PartialState
+    from accelerate import PartialState  # type: ignore[import-untyped]
 
     return PartialState(cpu=not torch.cuda.is_available())
 
