@@ -10,15 +10,18 @@ if TYPE_CHECKING:
     from resafe.api import fuse, realign
     from resafe.checkpoints import open_checkpoint as open
     from resafe.recipe.run import run_recipe
+    from resafe.training.verbs import align, tune
 
 __version__ = "0.1.0"
-__all__ = ["GateError", "InputError", "ResafeError", "fuse", "open", "realign", "run_recipe"]
+__all__ = ["GateError", "InputError", "ResafeError", "align", "fuse", "open", "realign", "run_recipe", "tune"]
 
 _LAZY = {
+    "align": ("resafe.training.verbs", "align"),
     "fuse": ("resafe.api", "fuse"),
     "open": ("resafe.checkpoints", "open_checkpoint"),
     "realign": ("resafe.api", "realign"),
     "run_recipe": ("resafe.recipe.run", "run_recipe"),
+    "tune": ("resafe.training.verbs", "tune"),
 }
 
 
