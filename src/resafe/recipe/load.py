@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from resafe.errors import InputError
 from resafe.recipe.fuse import FuseRecipe
+from resafe.recipe.mask import MaskRecipe
 from resafe.recipe.schema import Recipe
 from resafe.registry import nearest
 
@@ -33,6 +34,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 def load_fuse(path: Path, overrides: Sequence[str] = ()) -> FuseRecipe:
     """Reads and checks a fusion file; as `load_recipe`."""
     return _checked(FuseRecipe, _raw(path, overrides), str(path))
+
+
+def load_mask(path: Path, overrides: Sequence[str] = ()) -> MaskRecipe:
+    """Reads and checks the recipe of a mask; as `load_recipe`."""
+    return _checked(MaskRecipe, _raw(path, overrides), str(path))
 
 
 def is_fusion(path: Path) -> bool:
