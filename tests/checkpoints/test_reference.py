@@ -93,7 +93,8 @@ def test_addresses(tmp_path):
         assert (parsed.kind, parsed.base.kind, parsed.adapter.kind) == ("pair", base, adapter)
     (tmp_path / "a b").mkdir()
     assert resolve(parse_reference(f"file://{tmp_path}/a%20b")) == tmp_path / "a b"
-    assert form("hf://org/name@v1")[:3] == form("org/name@v1")[:3] == ("hub", "org/name", "v1")
+    assert form("org/name@v1")[:3] == ("hub", "org/name", "v1")
+    assert form("hf://org/name@v1/")[:2] == ("remote", "hf://org/name@v1")  # by ranges, not through the Hub's cache
     with pytest.raises(InputError, match="no repository of the Hub"):
         parse_reference("hf://name")
     assert parse_output("s3://bucket/out/") == "s3://bucket/out"

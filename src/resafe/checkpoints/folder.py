@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from resafe.checkpoints.hub import SCHEME, hub_files
 from resafe.checkpoints.staging import staged
 from resafe.checkpoints.storage import File, RemoteFile, open_prefix
 from resafe.errors import InputError
@@ -50,23 +51,23 @@ def remote_folder(url: str, cache: Path) -> Folder:
     """Looks at an address; configuration, tokenizer and index files are copied into the cache, once for each state.
 
     Args:
-        url: Such as `s3://bucket/models/mine`.
+        url: Such as `s3://bucket/models/mine`, or `hf://org/name`.
         cache: The cache directory; the copy is in `remote` in it.
 
     Raises:
         InputError: Nothing is there, or it may not be read.
         ResafeError: The storage cannot be reached.
     """
-    prefix = open_prefix(url)
-    files = prefix.files()
+    url = url.rstrip("/")
+    files = hub_files(url) if url.startswith(SCHEME) else open_prefix(url).files()
     if not files:
         raise InputError(f"{url}: there are no files under this address", "give the address that holds config.json")
     small = {name: file for name, file in files.items() if name.endswith(_SMALL)}
     large = {name: file for name, file in files.items() if name not in small}
     key = digest_value(sorted(file.state for file in files.values()))[:16]
-    path = cache / "remote" / f"{prefix.url.rpartition('/')[2]}-{key}"
+    path = cache / "remote" / f"{url.rpartition('/')[2]}-{key}"
     if not path.is_dir():
         with staged(path, keep_existing=True) as stage:
             for name, file in small.items():
                 file.download(stage / name)
-    return Folder(path, prefix.url, large)
+    return Folder(path, url, large)

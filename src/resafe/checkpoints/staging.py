@@ -88,7 +88,7 @@ def check_replaceable(target: Path) -> None:
     Raises:
         InputError: It is a file, or a directory with content that resafe did not write.
     """
-    if {"s3:", "gs:"} & set(target.parts):
+    if {"s3:", "gs:", "hf:"} & set(target.parts):
         raise InputError(f"{target}: is an address, not a directory", "only resafe fuse writes to object storage")
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: is a file, not a directory to write to", "give another output directory")

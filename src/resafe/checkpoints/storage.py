@@ -216,6 +216,22 @@ def open_prefix(url: str) -> Prefix:
         ) from error
 
 
+def http_store(url: str, headers: dict[str, str]) -> Any:
+    """A store of files that a web server gives under an address, for `RemoteFile`; nothing is asked of it yet.
+
+    Args:
+        url: The address.
+        headers: Sent with every request, but not to another server that one is redirected to.
+
+    Raises:
+        InputError: obstore is not installed.
+    """
+    options: dict[str, Any] = {"allow_http": url.startswith("http://")}
+    return _obstore(url).store.HTTPStore.from_url(
+        url, client_options=options | ({"default_headers": headers} if headers else {})
+    )
+
+
 def _obstore(url: str) -> Any:
     try:
         import obstore
@@ -239,6 +255,11 @@ def _explained(url: str) -> Iterator[None]:
 def _error(url: str, error: Exception) -> ResafeError:
     """What an error of obstore means: its classes tell some causes apart, the store's code in the text the others."""
     kind, text = type(error).__name__, str(error)
+    if url.startswith("hf://"):
+        return ResafeError(
+            f"{url}: cannot be read from the Hub ({_reason(error)})",
+            "check the connection, and `hf auth login` for a gated repository, then run again: finished files are kept",
+        )
     bucket = "/".join(url.split("/")[:3])
     if kind == "PreconditionError":
         return _changed(url)
