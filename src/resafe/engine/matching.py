@@ -82,10 +82,12 @@ def check_rows(base: Checkpoint, models: Sequence[tuple[str, Checkpoint]]) -> tu
         Problems: models with other tokens under the base's ids. Notes: models with tokens under ids that the base
         leaves unused, and those whose tokenizer has no `tokenizer.json`, which are taken to have the base's.
     """
-    problems, notes, own = [], [], stored_ids(base)
-    for name, model in models:
-        if own is None or model.kind != "model" or _same_tokenizer(base, model):
-            continue
+    differing = [(name, model) for name, model in models if model.kind == "model" and not _same_tokenizer(base, model)]
+    own = stored_ids(base) if differing else None  # parsing takes a while, and most models have the base's file
+    if own is None:
+        return [], []
+    problems, notes = [], []
+    for name, model in differing:
         other = stored_ids(model)
         if other is None:
             notes.append(f"{name}: has no tokenizer.json; its rows are taken for the base's tokens")
@@ -107,8 +109,8 @@ def check_rows(base: Checkpoint, models: Sequence[tuple[str, Checkpoint]]) -> tu
 
 
 def _same_tokenizer(first: Checkpoint, second: Checkpoint) -> bool:
-    one, two = (checkpoint.path / "tokenizer.json" for checkpoint in (first, second))
-    return two.is_file() and one.read_bytes() == two.read_bytes()
+    files = [checkpoint.path / "tokenizer.json" for checkpoint in (first, second)]
+    return all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes()
 
 
 def _compare(name: str, own: Vocabulary, other: Vocabulary, size: int) -> tuple[list[str], list[str]]:
