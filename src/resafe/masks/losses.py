@@ -9,13 +9,14 @@ sppo_hard (arXiv 2405.00675, eq. 4.7), apo_zero and apo_down (arXiv 2408.06266, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.functional import logsigmoid
 
 from resafe.checkpoints.attention import short_attention
 from resafe.checkpoints.output import output_of
@@ -137,6 +138,38 @@ def token_divergence(reference: Tensor, logits: Tensor) -> Tensor:
     )
 
 
+PairLoss = Callable[[Tensor, Tensor, float, float], Tensor]
+"""log π/π_ref of the chosen and of the rejected answers, β, ε → loss of each pair, all of shape (pairs,)."""
+
+
+def _robust(won: Tensor, lost: Tensor, beta: float, wrong: float) -> Tensor:
+    right, flipped = logsigmoid(beta * (won - lost)), logsigmoid(beta * (lost - won))
+    return -((1 - wrong) * right - wrong * flipped) / (1 - 2 * wrong)
+
+
+def _exo_pair(won: Tensor, lost: Tensor, beta: float, wrong: float) -> Tensor:
+    """KL of the policy's preference from labels that are right with probability 1 − ε."""
+    right, flipped = logsigmoid(beta * (won - lost)), logsigmoid(beta * (lost - won))
+    return right.exp() * (right - math.log1p(-wrong)) + flipped.exp() * (flipped - math.log(wrong))
+
+
+def _nca_pair(won: Tensor, lost: Tensor, beta: float, wrong: float) -> Tensor:
+    return -logsigmoid(beta * won) - (logsigmoid(-beta * won) + logsigmoid(-beta * lost)) / 2
+
+
+PAIR_LOSSES: dict[str, PairLoss] = {
+    "sigmoid": lambda won, lost, beta, _: -logsigmoid(beta * (won - lost)),
+    "robust": _robust,
+    "ipo": lambda won, lost, beta, _: (won - lost - 1 / (2 * beta)) ** 2,
+    "hinge": lambda won, lost, beta, _: torch.relu(1 - beta * (won - lost)),
+    "exo_pair": _exo_pair,
+    "nca_pair": _nca_pair,
+    "sppo_hard": lambda won, lost, beta, _: (won - 1 / (2 * beta)) ** 2 + (lost + 1 / (2 * beta)) ** 2,
+    "apo_zero": lambda won, lost, beta, _: torch.sigmoid(-beta * won) + torch.sigmoid(beta * lost),
+    "apo_down": lambda won, lost, beta, _: torch.sigmoid(beta * won) + torch.sigmoid(beta * (lost - won)),
+}
+
+
 def preference_loss(
     chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, beta: float, name: LossName,
     label_smoothing: float = 0.0,
@@ -155,30 +188,7 @@ def preference_loss(
     Returns:
         Losses and margins, shape (pairs,).
     """
-    won, lost = chosen - reference_chosen, rejected - reference_rejected
-    margins = beta * (won - lost)
-    right, wrong = functional.logsigmoid(margins), functional.logsigmoid(-margins)
-    if name == "sigmoid":
-        losses = -right
-    elif name == "robust":
-        losses = -((1 - label_smoothing) * right - label_smoothing * wrong) / (1 - 2 * label_smoothing)
-    elif name == "ipo":
-        losses = (won - lost - 1 / (2 * beta)) ** 2
-    elif name == "hinge":
-        losses = torch.relu(1 - margins)
-    elif name == "exo_pair":  # KL of the policy's preference from labels that are right with probability 1 − ε
-        losses = right.exp() * (right - math.log1p(-label_smoothing)) + wrong.exp() * (
-            wrong - math.log(label_smoothing)
-        )
-    elif name == "nca_pair":
-        falls = functional.logsigmoid(-beta * won) + functional.logsigmoid(-beta * lost)
-        losses = -functional.logsigmoid(beta * won) - falls / 2
-    elif name == "sppo_hard":
-        losses = (won - 1 / (2 * beta)) ** 2 + (lost + 1 / (2 * beta)) ** 2
-    elif name == "apo_zero":
-        losses = torch.sigmoid(-beta * won) + torch.sigmoid(beta * lost)
-    elif name == "apo_down":
-        losses = torch.sigmoid(beta * won) + torch.sigmoid(-margins)
-    else:
+    if name not in PAIR_LOSSES:
         raise ValueError(f"{name} is no preference loss")
-    return losses, margins.detach()
+    won, lost = chosen - reference_chosen, rejected - reference_rejected
+    return PAIR_LOSSES[name](won, lost, beta, label_smoothing), (beta * (won - lost)).detach()
