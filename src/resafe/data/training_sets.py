@@ -1,118 +1,61 @@
-"""The public instruction and preference sets to train on, besides those in `public`. Holds none of their text."""
+"""The public instruction and preference sets to train on, besides those in `public`. Holds none of their text.
+
+Sets without a file are on the Hub only. Of `hh_rlhf` a row whose two dialogues differ before the last answer raises.
+"""
 
 from __future__ import annotations
 
 from resafe.data.formats import example_of, pair_of
-from resafe.data.items import Example, Pair
 from resafe.data.pairs import preference_pair
-from resafe.data.registry import datasets
-from resafe.data.sources import Row
+from resafe.data.registry import Parser, datasets
 
 
-def _alpaca(row: Row) -> Example:
-    return example_of(row.values, "alpaca")
+def _add(
+    name: str, title: str, kind: str, licence: str, hub: str, parse: Parser, file: str = "", split: str = "train"
+) -> None:
+    datasets.register(name, title=title, kind=kind, licence=licence, file=file, hub=hub, split=split)(parse)
 
 
-@datasets.register(
-    "alpaca_gpt4_zh",
-    title="Alpaca-GPT4, Chinese instructions with answers",
-    kind="examples",
-    licence="CC-BY-NC-4.0",
-    file="alpaca_gpt4_zh/alpaca_gpt4_zh_1000.jsonl",
-    hub="llamafactory/alpaca_gpt4_zh",
-)
-def alpaca_gpt4_zh(row: Row) -> Example:
-    """Alpaca columns."""
-    return _alpaca(row)
+def _alpaca(name: str, title: str, licence: str, hub: str, file: str = "") -> None:
+    """Columns instruction, input and output; ids of all these sets begin with "alpaca"."""
+    _add(name, title, "examples", licence, hub, lambda row: example_of(row.values, "alpaca"), file)
 
 
-@datasets.register(
-    "alpaca_hindi",
-    title="Alpaca-cleaned in Hindi, as the published system uses it",
-    kind="examples",
-    licence="CC-BY-4.0",
-    file="",
-    hub="iamshnoo/alpaca-cleaned-hindi",
-)
-def alpaca_hindi(row: Row) -> Example:
-    """Alpaca columns; on the Hub only."""
-    return _alpaca(row)
+def _safer_pairs(name: str, title: str, hub: str) -> None:
+    """The raw layout of PKU-SafeRLHF."""
+    _add(name, title, "pairs", "CC-BY-NC-4.0", hub, preference_pair)
 
 
-@datasets.register(
-    "alpaca_en",
-    title="Stanford Alpaca, 3000 English instructions with answers",
-    kind="examples",
-    licence="CC-BY-NC-4.0",
-    file="alpaca_en/alpaca_sample3000.jsonl",
-    hub="tatsu-lab/alpaca",
-)
-def alpaca_en(row: Row) -> Example:
-    """Alpaca columns."""
-    return _alpaca(row)
-
-
-@datasets.register(
-    "codealpaca",
-    title="CodeAlpaca, instructions with code",
-    kind="examples",
-    licence="CC-BY-NC-4.0",
-    file="codealpaca/code_alpaca_2k.jsonl",
-    hub="sahil2801/CodeAlpaca-20k",
-)
-def codealpaca(row: Row) -> Example:
-    """Alpaca columns."""
-    return _alpaca(row)
-
-
-@datasets.register(
+_alpaca(
+    "alpaca_gpt4_zh", "Alpaca-GPT4, Chinese instructions with answers", "CC-BY-NC-4.0", "llamafactory/alpaca_gpt4_zh",
+    "alpaca_gpt4_zh/alpaca_gpt4_zh_1000.jsonl",
+)  # fmt: skip
+_alpaca(
+    "alpaca_hindi", "Alpaca-cleaned in Hindi, as the published system uses it", "CC-BY-4.0",
+    "iamshnoo/alpaca-cleaned-hindi",
+)  # fmt: skip
+_alpaca(
+    "alpaca_en", "Stanford Alpaca, 3000 English instructions with answers", "CC-BY-NC-4.0", "tatsu-lab/alpaca",
+    "alpaca_en/alpaca_sample3000.jsonl",
+)  # fmt: skip
+_alpaca(
+    "codealpaca", "CodeAlpaca, instructions with code", "CC-BY-NC-4.0", "sahil2801/CodeAlpaca-20k",
+    "codealpaca/code_alpaca_2k.jsonl",
+)  # fmt: skip
+_safer_pairs(
     "pku_saferlhf_30k",
-    title="PKU-SafeRLHF-30K: pairs of which exactly one response is safe",
-    kind="pairs",
-    licence="CC-BY-NC-4.0",
-    file="",
-    hub="PKU-Alignment/PKU-SafeRLHF-30K",
+    "PKU-SafeRLHF-30K: pairs of which exactly one response is safe",
+    "PKU-Alignment/PKU-SafeRLHF-30K",
 )
-def pku_saferlhf_30k(row: Row) -> Pair | None:
-    """The raw layout; on the Hub only."""
-    return preference_pair(row)
-
-
-@datasets.register(
-    "pku_saferlhf_full",
-    title="PKU-SafeRLHF, all of it: pairs of which exactly one response is safe",
-    kind="pairs",
-    licence="CC-BY-NC-4.0",
-    file="",
-    hub="PKU-Alignment/PKU-SafeRLHF",
-)
-def pku_saferlhf_full(row: Row) -> Pair | None:
-    """The raw layout; on the Hub only."""
-    return preference_pair(row)
-
-
-@datasets.register(
-    "hh_rlhf",
-    title="HH-RLHF: dialogues with a preferred and another last answer",
-    kind="pairs",
-    licence="MIT",
-    file="",
-    hub="Anthropic/hh-rlhf",
-)
-def hh_rlhf(row: Row) -> Pair | None:
-    """Transcripts; rows whose two dialogues differ before the last answer raise. On the Hub only."""
-    return pair_of(row.values, "hh")
-
-
-@datasets.register(
-    "ultrafeedback",
-    title="UltraFeedback, binarised: answers rated better and worse",
-    kind="pairs",
-    licence="MIT",
-    file="",
-    hub="HuggingFaceH4/ultrafeedback_binarized",
-    split="train_prefs",
-)
-def ultrafeedback(row: Row) -> Pair | None:
-    """Lists of turns. On the Hub only."""
-    return pair_of(row.values, "ultrafeedback")
+_safer_pairs(
+    "pku_saferlhf_full", "PKU-SafeRLHF, all of it: pairs of which exactly one response is safe",
+    "PKU-Alignment/PKU-SafeRLHF",
+)  # fmt: skip
+_add(
+    "hh_rlhf", "HH-RLHF: dialogues with a preferred and another last answer", "pairs", "MIT", "Anthropic/hh-rlhf",
+    lambda row: pair_of(row.values, "hh"),
+)  # fmt: skip
+_add(
+    "ultrafeedback", "UltraFeedback, binarised: answers rated better and worse", "pairs", "MIT",
+    "HuggingFaceH4/ultrafeedback_binarized", lambda row: pair_of(row.values, "ultrafeedback"), split="train_prefs",
+)  # fmt: skip

@@ -18,7 +18,8 @@ from resafe.errors import InputError
 from resafe.registry import nearest
 from resafe.training.dpo import train_dpo
 from resafe.training.lengths import only_fitting
-from resafe.training.presets import Preset, preset
+from resafe.training.presets import Preset
+from resafe.training.presets import preset as preset_named
 from resafe.training.settings import DpoSettings, LoraSettings, Progress, SftSettings, TrainingResult
 from resafe.training.sft import train_sft
 
@@ -93,7 +94,7 @@ def tune(
     """
     begin = start or Start()
     names = [data] if isinstance(data, str) else list(data)
-    chosen = _with_full(_preset(preset), begin)
+    chosen = _with_full(preset_named(preset), begin)
     checked = _settings(SftSettings, chosen.tune_for(names[0]) if names else {}, settings, begin, chosen.lora is None)
     loaded = [load_training(name, "examples", data_dir=data_dir, max_bad_share=1.0) for name in names]
     rows = [example for part in loaded for example in part.examples]
@@ -158,7 +159,7 @@ def align(
     begin = start or Start()
     if tuple(stages) not in (("sft", "dpo"), ("sft",), ("dpo",)):
         raise InputError(f"no stages {', '.join(stages) or '(none)'} of an alignment", "give sft,dpo or sft or dpo")
-    chosen = _with_full(_preset(preset), begin)
+    chosen = _with_full(preset_named(preset), begin)
     first = _settings(SftSettings, chosen.sft, sft, begin, chosen.lora is None)
     second = _settings(DpoSettings, chosen.dpo, dpo, begin, chosen.lora is None)
     material = load_material(safety, harmless, data_dir=data_dir, seed=begin.seed)
@@ -185,10 +186,6 @@ def align(
         result = train_dpo(model=trained, pairs=pairs, settings=second, out=target, lora=lora, files=files, **common)
     assert result is not None
     return result
-
-
-def _preset(name: str) -> Preset:
-    return preset(name)
 
 
 def _with_full(chosen: Preset, begin: Start) -> Preset:
