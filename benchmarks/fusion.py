@@ -123,14 +123,14 @@ def child(command: list[str], **variables: str) -> tuple[float, float]:
     return seconds, usage.ru_maxrss * 1024 / 1e9
 
 
-def ours(root: Path, models: list[Path], key: str) -> tuple[float, float]:
-    """Seconds and peak GB of `resafe fuse`."""
+def ours(root: Path, models: list[Path], key: str, name: str = "out", **fields: object) -> tuple[float, float]:
+    """Seconds and peak GB of `resafe fuse`, into a directory of that name, with more fields of the fusion file."""
     method, settings, _ = METHODS[key]
-    out = root / "out"
+    out = root / name
     shutil.rmtree(out, ignore_errors=True)
     file = root / f"{key}.yaml"
     content = {"base": str(models[0]), "models": list(map(str, models[1:])), "method": method, "settings": settings}
-    file.write_text(yaml.safe_dump({**content, "memory": MEMORY}))
+    file.write_text(yaml.safe_dump({**content, "memory": MEMORY, **fields}))
     return child([RESAFE, "fuse", str(file), "--out", str(out), "--quiet"], RESAFE_CACHE=str(root / "cache"))
 
 
@@ -146,6 +146,17 @@ def peaks_by_models(root: Path, models: list[Path], counts: tuple[int, ...] = (2
             named.append(place)
         found[count] = ours(root, named, "ties_global")[1]
     return found
+
+
+def peaks_by_shards(root: Path, models: list[Path]) -> dict[str, float]:
+    """Peak GB of TIES over the whole model by the size of output files, and with an input in as many small files."""
+    small, large = "100MB", "1GB"
+    found = {
+        f"output files of {size}": ours(root, models, "ties_global", size, max_shard_size=size)[1]
+        for size in (small, large)
+    }
+    mixed = [*models[:-1], root / small]  # what was just written, beside models of one file each
+    return found | {f"one input in files of {small}": ours(root, mixed, "ties_global")[1]}
 
 
 def theirs(root: Path, models: list[Path], key: str, python: str) -> tuple[float, float]:
@@ -271,6 +282,9 @@ def main() -> None:
     for count, peak in peaks_by_models(given.dir, models).items():
         peaks.append(peak)
         print(f"peak with {count} models, TIES over the whole model, memory {MEMORY}: {peak:.2f} GB")
+    for files, peak in peaks_by_shards(given.dir, models).items():
+        peaks.append(peak)
+        print(f"peak with {files}, TIES over the whole model, memory {MEMORY}: {peak:.2f} GB")
     small = overhead(given.dir)
     figures["overhead_50k_s"] = small[50_000]
     figures["peak_gb"] = max(peaks)
