@@ -14,7 +14,9 @@ Weight = float | list[float] | dict[str, float | list[float]] | str
 class FuseModel(Part):
     """One tuned model."""
 
-    reference: str = Field(description="path, org/name, base+adapter, file.gguf, s3://bucket/prefix, gs://…, hf://org/name")
+    reference: str = Field(
+        description="path, org/name, base+adapter, file.gguf, s3://bucket/prefix, gs://…, hf://org/name"
+    )
     name: str = Field(default="", description="for messages and randomness; default: the reference")
     weight: Weight = Field(
         default=1.0,
