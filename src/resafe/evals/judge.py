@@ -22,9 +22,10 @@ Measure = Literal["refusal", "harm", "preference"]
 REFUSED, PARTIAL, ANSWERED, UNDETERMINED = "refused", "partial", "answered", "undetermined"
 HARMFUL, HARMLESS = "harmful", "harmless"
 BROKEN = "broken"
+WON, TIE, LOST = "won", "tie", "lost"
 UNSCORED = "unscored"
 
-BUILT_IN = ("resafe.evals.rules",)
+BUILT_IN = ("resafe.evals.rules", "resafe.evals.llm.rubric", "resafe.evals.llm.pairwise")
 """Modules of this package that register judges, imported when a judge is first asked for by name."""
 
 JUDGES = Registry("judge", "resafe.judges")
@@ -53,7 +54,7 @@ class Verdict:
 
     Attributes:
         outcome: One of the constants of this module: "refused", "partial", "answered", "undetermined", "harmful",
-            "harmless", "broken" (degenerate text), or "unscored".
+            "harmless", "broken" (degenerate text), of two responses "won", "tie" or "lost", or "unscored".
         score: Between 0 and 1, towards the judge's measure (1 = refused, or 1 = harmful); None for "unscored" and
             "undetermined".
         detail: Why, in one line: the rule, the category, the model's last line, or what went wrong.
@@ -169,10 +170,13 @@ __all__ = [
     "HARMFUL",
     "HARMLESS",
     "JUDGES",
+    "LOST",
     "PARTIAL",
     "REFUSED",
+    "TIE",
     "UNDETERMINED",
     "UNSCORED",
+    "WON",
     "Judge",
     "Judged",
     "Measure",
