@@ -169,8 +169,17 @@ def serving(server: Server) -> Iterator[Server]:
     try:
         yield server
     finally:
-        loop.call_soon_threadsafe(loop.stop)
+        asyncio.run_coroutine_threadsafe(_end(), loop)
         thread.join(10)
+
+
+async def _end() -> None:
+    loop = asyncio.get_running_loop()
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    loop.call_soon(loop.stop)
 
 
 def quoted(body: dict[str, Any], tag: str) -> str:

@@ -82,7 +82,7 @@ def test_retry_after_is_kept_by_all_requests(tmp_path: Path) -> None:
 def test_a_rate_limit_spaces_the_requests(tmp_path: Path) -> None:
     with serving(Server(grade_as_told)) as server:
         judge_all(rubric(server, tmp_path, per_minute=1200), items(9))  # one every 50 ms
-    assert max(server.starts) - min(server.starts) >= 0.38
+    assert max(server.starts) - min(server.starts) >= 0.3  # 8 gaps of 50 ms, less what the first connection took
     assert server.peak < 9
 
 

@@ -26,11 +26,27 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model is asked: its instruction, the turn to answer, and the shape that binds the reply."""
+    """What a model is asked.
+
+    Attributes:
+        system: Its instruction; may be empty.
+        user: The user's turn.
+        shape: What binds the reply, if anything does.
+        assistant: A turn after the user's, for guard models, which judge the last turn of a conversation.
+        extra: Further fields of the request.
+    """
 
     system: str
     user: str
     shape: type[BaseModel] | None = None
+    assistant: str | None = None
+    extra: dict[str, Any] | None = None
+
+    @property
+    def turns(self) -> list[dict[str, str]]:
+        """The conversation."""
+        roles = (("system", self.system or None), ("user", self.user), ("assistant", self.assistant))
+        return [{"role": role, "content": text} for role, text in roles if text is not None]
 
 
 @dataclass(frozen=True)
@@ -138,15 +154,13 @@ class Asker:
     def _body(self, prompt: Prompt) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self.endpoint.model,
-            "messages": [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}],
+            "messages": prompt.turns,
             "temperature": 0,
             "max_tokens": self.endpoint.max_tokens,
         }
         if prompt.shape is not None and self.endpoint.structured:
             body["response_format"] = response_format(prompt.shape)
-        if not prompt.system:
-            del body["messages"][0]
-        return body
+        return {**body, **({"extra_body": prompt.extra} if prompt.extra else {})}
 
     def _digest(self, body: dict[str, Any]) -> str:
         """SHA-256 of the address and the whole request: whatever changes the reply changes the digest."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from resafe.checkpoints.cachedir import cache_root
 from resafe.errors import InputError
 from resafe.evals.llm.budget import Prices
 
@@ -82,6 +81,8 @@ class Endpoint:
         """Where replies are kept."""
         if self.cache is not None:
             return Path(self.cache).expanduser()
+        from resafe.checkpoints.cachedir import cache_root  # that package imports torch
+
         name = re.sub(r"[^\w.-]+", "-", f"{urlsplit(self.address).netloc}-{self.model}")
         return cache_root() / "judges" / f"{name}.jsonl"
 
