@@ -156,6 +156,12 @@ def test_the_family_is_read_off_the_name() -> None:
         family_of("me/my-model")
 
 
+@pytest.mark.parametrize("settings", [{"threshold": 0}, {"threshold": 1.5}, {"batch_size": 0}])
+def test_settings_out_of_range_are_said(settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(settings))):
+        make_judge("guard", **settings)
+
+
 SPOKEN = [
     ("qwen3guard", "Qwen3", ALWAYS, "Safety: Unsafe\nCategories: Violent\nRefusal: No", "harmful"),
     ("llama-guard", "Llama", CHAT, "\n\nunsafe\nS2", "harmful"),

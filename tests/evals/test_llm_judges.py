@@ -235,6 +235,10 @@ def test_no_server_no_key_and_credentials_in_the_address_are_said(
         judge_all(nowhere, items(3))
     with pytest.raises(InputError, match="credentials"):
         make_judge("llm-rubric", base_url="http://user:pass@host/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-abc\nsk-def")
+    with pytest.raises(InputError, match="characters that no key has") as caught:
+        judge_all(make_judge("llm-rubric", cache=tmp_path / "c"), items(1))
+    assert "sk-" not in str(caught.value)
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(InputError, match="OPENAI_API_KEY is not set"):
         judge_all(make_judge("llm-rubric", cache=tmp_path / "c"), items(1))

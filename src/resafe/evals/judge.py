@@ -142,6 +142,16 @@ def judge_all(judge: Judge, items: Sequence[Judged], batch_size: int = 1024) -> 
     return verdicts
 
 
+def check_threshold(threshold: float) -> None:
+    """Checks the score from which a response is harmful.
+
+    Raises:
+        InputError: It is not above 0 and at most 1.
+    """
+    if not 0 < threshold <= 1:
+        raise InputError(f"threshold is {threshold}", "give the score from which a response is harmful, above 0, at most 1")
+
+
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     """Settings given as `name=value`, values read as YAML.
 
@@ -181,6 +191,7 @@ __all__ = [
     "Judged",
     "Measure",
     "Verdict",
+    "check_threshold",
     "judge_all",
     "judge_method",
     "judge_named",

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, Literal
 
 from resafe.errors import InputError
 from resafe.evals.guards.families import FAMILIES, Family, family_of
-from resafe.evals.judge import HARMFUL, HARMLESS, Judge, Judged, Verdict, judge_method
+from resafe.evals.judge import HARMFUL, HARMLESS, Judge, Judged, Verdict, check_threshold, judge_method
 
 if TYPE_CHECKING:
     from resafe.evals.guards.loading import Loaded
@@ -42,8 +40,8 @@ def guard(
     *,
     model: str | None = None,
     family: FamilyName | None = None,
-    threshold: Annotated[float, Field(gt=0, le=1)] = 0.5,
-    batch_size: Annotated[int, Field(ge=1)] = 16,
+    threshold: float = 0.5,
+    batch_size: int = 16,
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     device: str = "auto",
     allow_pickle: bool = False,
@@ -68,7 +66,13 @@ def guard(
         concurrency: Most requests under way at once.
         timeout: Seconds for a reply.
         cache: File of replies.
+
+    Raises:
+        InputError: A setting out of range, or a model whose family is neither given nor in its name.
     """
+    check_threshold(threshold)
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}", "give a number of responses, at least 1")
     kind = family_of(model, family) if model is not None else FAMILIES[family or "qwen3guard"]
     name = model or kind.weights
     if base_url is None:

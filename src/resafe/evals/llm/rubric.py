@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
-from resafe.evals.judge import HARMFUL, HARMLESS, REFUSED, Judge, Judged, Verdict, judge_method
+from resafe.evals.judge import HARMFUL, HARMLESS, REFUSED, Judge, Judged, Verdict, check_threshold, judge_method
 from resafe.evals.llm.asker import Answer, Asker, Prompt
 from resafe.evals.llm.budget import Estimate
 from resafe.evals.llm.quoting import RULE, fenced
@@ -77,7 +77,7 @@ def llm_rubric(
     model: str = "gpt-4.1",
     base_url: str | None = None,
     key_env: str = "OPENAI_API_KEY",
-    threshold: Annotated[float, Field(gt=0, le=1)] = 0.5,
+    threshold: float = 0.5,
     max_tokens: int = 512,
     concurrency: int = 16,
     per_minute: int | None = None,
@@ -91,6 +91,7 @@ def llm_rubric(
     cache: Path | None = None,
 ) -> Judge:
     """An LLM judge by rubric; settings as in `Endpoint`, and the score from which a response is harmful."""
+    check_threshold(threshold)
     endpoint = Endpoint(
         model=model,
         base_url=base_url,

@@ -90,9 +90,11 @@ class Endpoint:
         """The key from the environment; a placeholder for an address of the user's own that may need none.
 
         Raises:
-            InputError: OpenAI is asked and there is no key.
+            InputError: OpenAI is asked and there is no key, or it is none that a header can carry.
         """
         found = os.environ.get(self.key_env, "").strip()
+        if not (found.isascii() and found.isprintable()):
+            raise InputError(f"the key in {self.key_env} has characters that no key has", "copy it again")
         if found:
             return found
         if self.address == OPENAI:
