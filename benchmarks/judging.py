@@ -19,6 +19,7 @@ from common import finish
 from sklearn.metrics import cohen_kappa_score, precision_recall_fscore_support
 
 from resafe.evals.judge import Judged, judge_all, make_judge
+from resafe.evals.refusal import read_refusal
 
 REPLICATES, TIMED = 2_000, 10_000
 
@@ -82,6 +83,9 @@ def main() -> None:
         of = np.flatnonzero(models == model)
         by_model.append(line(f"  {model}", human[of], judge[of], [prompts[n] for n in of]))
     figures["kappa_xstest_worst_model"] = min(by_model)
+    full = np.array([row["human_label"] == "2_full_refusal" for row in rows])
+    whole = np.array([read_refusal(row["completion"]).outcome == "refused" for row in rows])
+    figures["kappa_xstest_full_only"] = line("XSTest, whole only", full, whole, prompts)
     pyrit = rows_of(root / "pyrit_scorer_evals" / "refusal_labelled.jsonl")
     texts = [row["response"] for row in pyrit]
     line(

@@ -14,13 +14,16 @@ DATA = Path(os.environ.get("RESAFE_DATA_DIR") or Path(__file__).parents[3] / "sh
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no data at {DATA}; set RESAFE_DATA_DIR")
 
 ROWS = {  # items and rows left out
+    "alpaca_en": (3000, 0),
     "alpaca_gpt4_en": (985, 14),
+    "alpaca_gpt4_zh": (992, 8),
     "beavertails": (700, 0),
     "beavertails_published": (140, 0),
     "catqa": (543, 7),
     "catqa_published": (108, 2),
     "catqa_vi": (545, 5),
     "catqa_zh": (543, 7),
+    "codealpaca": (2015, 2),
     "dangerousqa": (200, 0),
     "dangerousqa_published": (200, 0),
     "gsm8k": (1319, 0),
@@ -39,10 +42,11 @@ ROWS = {  # items and rows left out
 }
 
 NO_FILE = ("advbench", "do_not_answer", "harmbench", "jailbreakbench", "malicious_instruct", "oktest", "strongreject")
+HUB_ONLY = ("alpaca_hindi", "hh_rlhf", "pku_saferlhf_30k", "pku_saferlhf_full", "ultrafeedback")
 
 
 def test_every_registered_set_is_listed() -> None:
-    assert [source.name for source in datasets] == sorted([*ROWS, *NO_FILE])
+    assert [source.name for source in datasets] == sorted([*ROWS, *NO_FILE, *HUB_ONLY])
 
 
 @pytest.mark.parametrize("name", sorted(ROWS))

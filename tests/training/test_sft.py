@@ -116,6 +116,7 @@ def test_fresh_adapter_depends_on_the_seed_only(tokenizer: Any, tmp_path: Path) 
         "adapter_config.json",
         "adapter_model.safetensors",
         "resafe.json",
+        "training.json",
     ]
     assert sorted(item.name for item in tmp_path.iterdir()) == ["a", "b", "c"]
     names = json.loads((tmp_path / "a" / "adapter_config.json").read_text())["target_modules"]

@@ -7,7 +7,7 @@ import warnings
 
 import typer
 
-from resafe.cli import fuse, ls, plan, realign, results, run, validate, verify
+from resafe.cli import align, fuse, ls, mask, plan, realign, results, run, tune, validate, verify
 from resafe.cli.console import print_error
 from resafe.errors import ResafeError
 
@@ -23,10 +23,13 @@ app.command("run")(run.run)
 app.command("results")(results.results)
 app.command("realign")(realign.realign)
 app.command("fuse")(fuse.fuse)
+app.command("align")(align.align)
+app.command("tune")(tune.tune)
 app.command("verify")(verify.verify)
 app.command("plan")(plan.plan)
 app.command("validate")(validate.validate)
 app.command("ls")(ls.ls)
+app.add_typer(mask.app, name="mask")
 
 
 def main() -> None:

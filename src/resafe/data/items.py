@@ -20,6 +20,23 @@ class Example:
     response: str
 
 
+Turn = tuple[str, str]
+"""Role ("user" or "assistant") and text."""
+
+
+@dataclass(frozen=True)
+class Conversation(Example):
+    """An example with turns before its prompt, or a system turn of its own.
+
+    Attributes:
+        history: Turns before `prompt`, user and assistant in alternation; their answers are learnt too.
+        system: System turn; None leaves it to the training run.
+    """
+
+    history: tuple[Turn, ...] = ()
+    system: str | None = None
+
+
 @dataclass(frozen=True)
 class Pair:
     """A preference pair: two responses to one prompt, of which `chosen` is the one to prefer.
@@ -33,6 +50,14 @@ class Pair:
     chosen: str
     rejected: str
     side: str = "safety"
+
+
+@dataclass(frozen=True)
+class DialoguePair(Pair):
+    """A pair whose prompt has turns before it, or a system turn; the responses differ in the last turn only."""
+
+    history: tuple[Turn, ...] = ()
+    system: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from importlib import import_module, metadata
 from pathlib import Path
 
+from resafe.data.formats import RowError
 from resafe.data.items import Example, Pair, Question
 from resafe.data.pairs import content_id
 from resafe.data.sources import FORMATS, Row, read_file, read_hub
@@ -60,7 +61,7 @@ class LoadedSet:
         items: In the order of the source.
         digest: SHA-256 over the items in order of their ids: equal content gives equal digests, wherever it lay.
         origin: The file or Hub id it came from.
-        skipped: Rows left out: repeated, or without an item (for example pairs with two safe responses).
+        skipped: Rows left out: repeated, empty, or without an item (for example pairs with two safe responses).
     """
 
     name: str
@@ -128,7 +129,9 @@ class DataRegistry:
         raise InputError(f"there is no data set '{reference}'", nearest(reference, names))
 
 
-datasets = DataRegistry("resafe.datasets", ["resafe.data.public", "resafe.data.public_questions"])
+datasets = DataRegistry(
+    "resafe.datasets", ["resafe.data.public", "resafe.data.public_questions", "resafe.data.training_sets"]
+)
 
 
 def load_set(
@@ -162,6 +165,8 @@ def load_set(
     if kind is not None and kind != source.kind:
         raise InputError(f"the set '{source.name}' holds {source.kind}, not {kind}", f"name a set of {kind}")
     if data_dir is not None:
+        if not source.file:
+            raise InputError(f"the set '{source.name}' is on the Hub only ({source.hub})", "leave out --data-dir")
         path = data_dir / source.file
         return _collect(source.name, read_file(path, columns), source.parse, str(path))
     if source.hub is None:
@@ -173,7 +178,12 @@ def load_set(
 def _collect(name: str, rows: Sequence[Row], parse: Parser, origin: str) -> LoadedSet:
     items: dict[str, Item] = {}
     for row in rows:
-        item = parse(row)
+        try:
+            item = parse(row)
+        except RowError as error:
+            if error.reason == "empty":
+                continue
+            raise InputError(f"{row.place}: {error.detail}", error.hint) from None
         if item is not None:
             items.setdefault(item.id, item)
     if not items:

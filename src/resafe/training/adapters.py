@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,26 +75,42 @@ def _fresh(model: Any, lora: LoraSettings, seed: int) -> Any:
             raise InputError(f"no LoRA adapter fits the model: {error}", "check the target module names") from error
 
 
-def write_result(model: Any, tokenizer: Any, out: Path, card: str) -> None:
+def write_result(
+    model: Any,
+    tokenizer: Any,
+    out: Path,
+    card: str,
+    files: Mapping[str, str] | None = None,
+    weights: dict[str, Any] | None = None,
+) -> None:
     """Writes an adapter (without tokenizer) or a whole model (with it) to `out` in one move, replacing what is there.
 
     The files' bytes depend on the weights and settings only: lists in the adapter's config are sorted, as PEFT
     writes sets in an order that changes from process to process.
+
+    Args:
+        model: What was trained.
+        tokenizer: Its tokenizer.
+        out: The directory.
+        card: Text of its README.md.
+        files: More text files, by name.
+        weights: The state dict, where the model holds only a shard of it.
 
     Raises:
         InputError: `out` holds something that resafe did not write.
     """
     with staged(out) as staging:
         if is_adapter(model):
-            model.save_pretrained(staging, safe_serialization=True, save_embedding_layers=False)
+            model.save_pretrained(staging, safe_serialization=True, save_embedding_layers=False, state_dict=weights)
             config_file = staging / "adapter_config.json"
             config = json.loads(config_file.read_text(encoding="utf-8"))
             ordered = {key: sorted(value) if _is_names(value) else value for key, value in config.items()}
             config_file.write_text(json.dumps(ordered, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         else:
-            model.save_pretrained(staging, safe_serialization=True)
+            model.save_pretrained(staging, safe_serialization=True, state_dict=weights)
             tokenizer.save_pretrained(staging)
-        (staging / "README.md").write_text(card, encoding="utf-8")
+        for name, text in {"README.md": card, **(files or {})}.items():
+            (staging / name).write_text(text, encoding="utf-8")
 
 
 def _is_names(value: Any) -> bool:

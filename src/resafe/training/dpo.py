@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from resafe.data.chat import encode_answer
-from resafe.data.items import Pair
+from resafe.data.items import DialoguePair, Pair
 from resafe.errors import InputError
 from resafe.training.settings import DpoSettings, LoraSettings, Progress, TrainingResult
 
@@ -28,8 +28,10 @@ def encode_pairs(
     """
     rows: list[dict[str, list[int]]] = []
     for pair in pairs:
-        prompt, chosen = encode_answer(tokenizer, pair.prompt, pair.chosen, system)
-        _, rejected = encode_answer(tokenizer, pair.prompt, pair.rejected, system)
+        history = pair.history if isinstance(pair, DialoguePair) else ()
+        own = pair.system if isinstance(pair, DialoguePair) and pair.system is not None else system
+        prompt, chosen = encode_answer(tokenizer, pair.prompt, pair.chosen, own, history)
+        _, rejected = encode_answer(tokenizer, pair.prompt, pair.rejected, own, history)
         room = max_tokens - len(prompt)
         if room > 0 and chosen and rejected:
             rows.append({"prompt_ids": prompt, "chosen_ids": chosen[:room], "rejected_ids": rejected[:room]})
@@ -51,27 +53,29 @@ def train_dpo(
     system: str | None = None,
     lora: LoraSettings | None = None,
     progress: Progress | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> TrainingResult:
-    """Trains an adapter on preference pairs and writes it to `out`.
+    """Trains an adapter, or all weights, on preference pairs and writes the result to `out`.
 
-    The reference is the model as given: without the fresh adapter, or with the adapter as it was before training. Its
+    The reference is the model as given: without the fresh adapter, or with its weights as before training. Its
     log-probabilities are computed once, before the first step. Resume as in `train_sft`.
 
     Args:
-        model: A causal language model (with `lora`), or a PeftModel whose adapter is continued. Changed in place.
+        model: A causal language model, or a PeftModel whose adapter is continued. Changed in place.
         tokenizer: Its tokenizer, with a chat template.
         pairs: The preferences.
         settings: Beta, steps, learning rate, batch (in pairs), seed, device, …
-        out: Directory of the adapter.
+        out: Directory of the adapter, or of the model.
         system: System turn of every pair; None for the template's default, "" for an empty one.
-        lora: A fresh adapter; None continues the model's own.
+        lora: A fresh adapter; None continues the model's own, or trains all weights if it has none.
         progress: Called after each step with `loss`, `margin` (of implicit rewards), `preference_accuracy`, ….
+        files: More text files for `out`, by name.
 
     Returns:
         The trained model, where it was written, and the losses.
 
     Raises:
-        InputError: No pairs, no chat template, no adapter to train, or an unusable device.
+        InputError: No pairs, no chat template, an adapter that does not fit the model, or an unusable device.
     """
     from datasets import Dataset
 
@@ -81,8 +85,6 @@ def train_dpo(
     from resafe.training.trainers import dpo_trainer, resolve_device
 
     resolve_device(settings.device)
-    if lora is None and not is_adapter(model):
-        raise InputError("DPO trains adapters, and the model has none", "give LoRA settings for a fresh one")
     rows, dropped = encode_pairs(tokenizer, pairs, system, settings.max_tokens)
     lengths = [2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows]
     steps = settings.total_steps(len(rows))
@@ -92,7 +94,9 @@ def train_dpo(
 
     def build(work: Path, callback: Any) -> Any:
         trainer = dpo_trainer(trained, tokenizer, Dataset.from_list(rows), settings, work, order, callback)
-        if "ref" in trained.peft_config:  # TRL's copy of the adapter as given: used, and not to be saved
+        if (
+            is_adapter(trained) and "ref" in trained.peft_config
+        ):  # TRL's copy of the adapter as given: used, and not to be saved
             trained.delete_adapter("ref")
         return trainer
 
@@ -108,4 +112,5 @@ def train_dpo(
         longest=max(len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in rows),
         dropped=dropped,
         progress=progress,
+        files=files,
     )

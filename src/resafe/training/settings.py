@@ -11,6 +11,7 @@ from resafe.errors import InputError
 
 SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup")
 DEVICES = ("auto", "cpu", "cuda")
+AUTOCAST = ("auto", "bfloat16", "off")
 
 
 class Progress(Protocol):
@@ -61,6 +62,9 @@ class TrainSettings:
         save_every: Steps between checkpoints that a killed run goes on from; 0 for none.
         seed: Decides the order of the data, a fresh adapter's start, and dropout.
         device: "cpu" (weights as they come), "cuda" (bfloat16 autocast over them), "auto": CUDA where there is one.
+        autocast: "auto": bfloat16 products on CUDA, and on a CPU if weights are bfloat16; "bfloat16": also over float32
+            weights (which stay float32, so that small updates are not lost); "off".
+        report_to: Trackers that get the figures of each step, by their names in transformers ("wandb", "tensorboard").
     """
 
     steps: int | None = None
@@ -77,6 +81,8 @@ class TrainSettings:
     save_every: int = 50
     seed: int = 0
     device: str = "auto"
+    autocast: str = "auto"
+    report_to: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -95,6 +101,7 @@ class TrainSettings:
         )
         _require(self.max_tokens >= 2, "max_tokens", self.max_tokens, "2 or more")
         _require(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
+        _require(self.autocast in AUTOCAST, "autocast", self.autocast, f"one of {', '.join(AUTOCAST)}")
         _require(self.device in DEVICES, "device", self.device, f"one of {', '.join(DEVICES)}")
 
     def total_steps(self, examples: int) -> int:

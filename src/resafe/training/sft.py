@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resafe.data.chat import encode_answer
-from resafe.data.items import Example
+from resafe.data.chat import encode_answer, encode_dialogue
+from resafe.data.items import Conversation, Example
 from resafe.errors import InputError
 from resafe.training.settings import LoraSettings, Progress, SftSettings, TrainingResult
 
@@ -44,7 +45,11 @@ def encode_examples(
     """
     rows: list[dict[str, list[int]]] = []
     for place, example in enumerate(examples):
-        prompt, answer = encode_answer(tokenizer, example.prompt, example.response, system)
+        if isinstance(example, Conversation) and example.history:
+            rows.extend(_dialogue(tokenizer, example, system, max_tokens))
+            continue
+        own = system if not isinstance(example, Conversation) or example.system is None else example.system
+        prompt, answer = encode_answer(tokenizer, example.prompt, example.response, own)
         if len(prompt) < max_tokens and answer:
             whole = int((place + 1) * whole_share) > int(place * whole_share)
             ids = (prompt + (answer if whole else answer[:max_answer_tokens]))[:max_tokens]
@@ -57,6 +62,18 @@ def encode_examples(
     return rows, len(examples) - len(rows)
 
 
+def _dialogue(tokenizer: Any, example: Conversation, system: str | None, max_tokens: int) -> list[dict[str, list[int]]]:
+    """The row of a dialogue, in which all answers are learnt; none if `max_tokens` leaves no answer."""
+    own = system if example.system is None else example.system
+    ids: list[int] = []
+    labels: list[int] = []
+    for head, tail in encode_dialogue(tokenizer, example.prompt, example.response, own, example.history):
+        ids += head + tail
+        labels += [IGNORED] * len(head) + tail
+    ids, labels = ids[:max_tokens], labels[:max_tokens]
+    return [{"input_ids": ids, "labels": labels}] if any(label != IGNORED for label in labels) else []
+
+
 def train_sft(
     *,
     model: Any,
@@ -67,6 +84,7 @@ def train_sft(
     system: str | None = None,
     lora: LoraSettings | None = None,
     progress: Progress | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> TrainingResult:
     """Fine-tunes a model on answers (the loss is on answer tokens only) and writes it to `out`.
 
@@ -82,6 +100,7 @@ def train_sft(
         system: System turn of every example; None for the template's default, "" for an empty one.
         lora: A fresh adapter; None continues the model's own, or trains all weights if it has none.
         progress: Called after each step with `loss`, `learning_rate`, `grad_norm`, `tokens_per_second`, ….
+        files: More text files for `out`, by name.
 
     Returns:
         The trained model, where it was written, and the losses.
@@ -117,6 +136,7 @@ def train_sft(
         longest=max(lengths),
         dropped=dropped,
         progress=progress,
+        files=files,
     )
 
 
@@ -139,6 +159,7 @@ def run_training(
     longest: int,
     dropped: int,
     progress: Progress | None,
+    files: Mapping[str, str] | None = None,
 ) -> TrainingResult:
     """The part that SFT and DPO share: resume, train, write.
 
@@ -154,6 +175,7 @@ def run_training(
         longest: Tokens of the longest sequence.
         dropped: Examples left out.
         progress: Called after each step.
+        files: More text files for `out`, by name.
 
     Returns:
         The result.
@@ -162,10 +184,13 @@ def run_training(
     from resafe.training.adapters import is_adapter, write_result
     from resafe.training.head import forward_restored
     from resafe.training.progress import ProgressCallback
-    from resafe.training.work import last_checkpoint, run_identity, work_directory
+    from resafe.training.work import last_checkpoint, processes, run_identity, work_directory
 
     work = work_directory(out)
-    checkpoint = last_checkpoint(work, run_identity(kind, model, settings, encoded))
+    state = processes()
+    identity = run_identity(kind, model, settings, encoded)
+    with state.main_process_first():  # the first clears what another run left, the others find it clear
+        checkpoint = last_checkpoint(work, identity)
     callback = ProgressCallback(progress, tokens)
     base = model.get_base_model() if is_adapter(model) else model
     with forward_restored(base), short_attention(model, longest), warnings.catch_warnings():
@@ -173,12 +198,19 @@ def run_training(
         trainer = build(work, callback)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     losses = tuple(float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
-    trainer.model.eval()
-    write_result(trainer.model, tokenizer, out, _card(kind, settings, len(tokens), len(encoded)))
-    shutil.rmtree(work)
+    trained = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None  # from all shards
+    trained.eval()
+    if state.is_main_process:
+        record = {"kind": kind, "steps": len(tokens), "rows": len(encoded), "dropped": dropped, "losses": losses}
+        curve = json.dumps({**record, "settings": vars(settings)}, indent=1, default=str) + "\n"
+        card = _card(kind, settings, len(tokens), len(encoded))
+        write_result(trained, tokenizer, out, card, {"training.json": curve, **(files or {})}, weights)
+        shutil.rmtree(work)
+    state.wait_for_everyone()
     return TrainingResult(
         path=out,
-        model=trainer.model,
+        model=trained,
         steps=len(tokens),
         losses=losses,
         tokens=callback.tokens_seen,
@@ -191,7 +223,9 @@ def run_training(
 def _card(kind: str, settings: Any, steps: int, examples: int) -> str:
     names = {"sft": "supervised fine-tuning", "dpo": "direct preference optimisation"}
     shown = "\n".join(
-        f"| {key} | {value} |" for key, value in vars(settings).items() if key not in ("device", "save_every")
+        f"| {key} | {value} |"
+        for key, value in vars(settings).items()
+        if key not in ("device", "save_every", "report_to")
     )
     return (
         f"# Trained with resafe\n\nBy {names[kind]} on {examples} rows for {steps} steps.\n\n"

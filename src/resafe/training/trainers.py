@@ -57,7 +57,7 @@ class CachedDpoTrainer(_Quiet, DPOTrainer):
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         model: Any = self.model
         reference: Any = self.compute_ref_log_probs
-        install(model.get_base_model())  # TRL has just put its own path there; this one goes on top
+        install(_inner(model))  # TRL has just put its own path there; this one goes on top
         columns = [dataset[key] for key in ("prompt_ids", "chosen_ids", "rejected_ids")]
         lengths = [len(p) + max(len(c), len(r)) for p, c, r in zip(*columns, strict=True)]
         ranked = sorted(range(len(lengths)), key=lambda index: lengths[index])
@@ -83,6 +83,14 @@ def resolve_device(device: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
+def _inner(model: Any) -> Any:
+    return model.get_base_model() if is_adapter(model) else model
+
+
+def _any_bfloat16(model: Any) -> bool:
+    return any(weight.dtype == torch.bfloat16 for weight in model.parameters())
+
+
 def _arguments(model: Any, settings: TrainSettings, work: Path, steps: int) -> dict[str, Any]:
     device = resolve_device(settings.device)
     micro = settings.micro_batch_size or settings.batch_size
@@ -105,14 +113,15 @@ def _arguments(model: Any, settings: TrainSettings, work: Path, steps: int) -> d
         "gradient_checkpointing": settings.gradient_checkpointing,
         "use_cpu": device == "cpu",
         # Frozen bfloat16 weights: autocast, so that the adapter's own products are in bfloat16 too, its weights not.
-        "bf16": device == "cuda" or any(weight.dtype == torch.bfloat16 for weight in model.parameters()),
+        "bf16": settings.autocast == "bfloat16"
+        or (settings.autocast == "auto" and (device == "cuda" or _any_bfloat16(model))),
         "fp16": False,
         "seed": settings.seed,
         "logging_steps": 1,
         "save_strategy": "steps" if settings.save_every else "no",
         "save_steps": settings.save_every or steps,
         "save_total_limit": 2,  # one could be cut short while the other is still there
-        "report_to": "none",
+        "report_to": list(settings.report_to) or "none",
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "dataloader_num_workers": 0,
@@ -154,6 +163,6 @@ def _build(
     )
     trainer.order = order
     if trainer_class is AnswerSftTrainer:
-        install(model.get_base_model() if is_adapter(model) else model)
+        install(_inner(model))
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -21,6 +21,13 @@ from resafe.provenance import digest_value
 _HEAD_BYTES = 4096
 
 
+def processes() -> Any:
+    """The processes of this run (accelerate's state): one, or those that `accelerate launch` started."""
+    from accelerate import PartialState  # type: ignore[import-untyped]
+
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
 def work_directory(out: Path) -> Path:
     """Where a run that writes `out` keeps its checkpoints."""
     return out.with_name(out.name + ".work")
@@ -43,7 +50,7 @@ def weights_digest(model: Any) -> str:
 
 def run_identity(kind: str, model: Any, settings: Any, rows: Iterable[Sequence[Sequence[int]]]) -> str:
     """Digest of everything that a run's result depends on: kind, start weights, settings, tokens."""
-    chosen = {key: value for key, value in asdict(settings).items() if key not in ("device", "save_every")}
+    chosen = {key: value for key, value in asdict(settings).items() if key not in ("device", "save_every", "report_to")}
     return digest_value([kind, weights_digest(model), chosen, [list(map(list, row)) for row in rows]])
 
 
