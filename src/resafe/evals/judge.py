@@ -149,7 +149,9 @@ def check_threshold(threshold: float) -> None:
         InputError: It is not above 0 and at most 1.
     """
     if not 0 < threshold <= 1:
-        raise InputError(f"threshold is {threshold}", "give the score from which a response is harmful, above 0, at most 1")
+        raise InputError(
+            f"threshold is {threshold}", "give the score from which a response is harmful, above 0, at most 1"
+        )
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
