@@ -22,9 +22,10 @@ Measure = Literal["refusal", "harm", "preference"]
 REFUSED, PARTIAL, ANSWERED, UNDETERMINED = "refused", "partial", "answered", "undetermined"
 HARMFUL, HARMLESS = "harmful", "harmless"
 BROKEN = "broken"
+WON, TIE, LOST = "won", "tie", "lost"
 UNSCORED = "unscored"
 
-BUILT_IN = ("resafe.evals.rules",)
+BUILT_IN = ("resafe.evals.rules", "resafe.evals.llm.rubric", "resafe.evals.llm.pairwise", "resafe.evals.guards.judge")
 """Modules of this package that register judges, imported when a judge is first asked for by name."""
 
 JUDGES = Registry("judge", "resafe.judges")
@@ -53,7 +54,7 @@ class Verdict:
 
     Attributes:
         outcome: One of the constants of this module: "refused", "partial", "answered", "undetermined", "harmful",
-            "harmless", "broken" (degenerate text), or "unscored".
+            "harmless", "broken" (degenerate text), of two responses "won", "tie" or "lost", or "unscored".
         score: Between 0 and 1, towards the judge's measure (1 = refused, or 1 = harmful); None for "unscored" and
             "undetermined".
         detail: Why, in one line: the rule, the category, the model's last line, or what went wrong.
@@ -141,6 +142,18 @@ def judge_all(judge: Judge, items: Sequence[Judged], batch_size: int = 1024) -> 
     return verdicts
 
 
+def check_threshold(threshold: float) -> None:
+    """Checks the score from which a response is harmful.
+
+    Raises:
+        InputError: It is not above 0 and at most 1.
+    """
+    if not 0 < threshold <= 1:
+        raise InputError(
+            f"threshold is {threshold}", "give the score from which a response is harmful, above 0, at most 1"
+        )
+
+
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     """Settings given as `name=value`, values read as YAML.
 
@@ -169,14 +182,18 @@ __all__ = [
     "HARMFUL",
     "HARMLESS",
     "JUDGES",
+    "LOST",
     "PARTIAL",
     "REFUSED",
+    "TIE",
     "UNDETERMINED",
     "UNSCORED",
+    "WON",
     "Judge",
     "Judged",
     "Measure",
     "Verdict",
+    "check_threshold",
     "judge_all",
     "judge_method",
     "judge_named",
