@@ -8,6 +8,7 @@ on memory, processor time, wall time, processes, open files, file size and outpu
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -208,10 +209,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
     for stream in (process.stdin, process.stdout):
         if stream is not None and not stream.closed:
-            try:
+            with contextlib.suppress(BrokenPipeError):
                 stream.close()
-            except BrokenPipeError:
-                pass
 
 
 def _drain(descriptor: int) -> str:

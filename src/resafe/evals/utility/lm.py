@@ -1,7 +1,7 @@
 """A loaded model as a model of lm-eval: its tokenisation and rules, our passes through the network.
 
-Log-likelihoods go through trees of tokens (`trie.py`), greedy answers through our decoder (`evals.generation`). What they
-cannot do (sampling, sliding windows, other architectures) is left to lm-eval's own code.
+Log-likelihoods go through trees of tokens (`trie.py`), greedy answers through our decoder (`evals.generation`). What
+they cannot do (sampling, sliding windows, other architectures) is left to lm-eval's own code.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TOLERANCE = {"float32": 2e-3, "float64": 1e-6}  # of a sum of log-probabilities
 Progress = Callable[[int, int], None]
 
 
-class LoadedLM(HFLM):
+class LoadedLM(HFLM):  # type: ignore[misc]  # the library has no types
     """lm-eval's model around a causal language model in memory, or a PEFT model around one.
 
     Args:

@@ -51,12 +51,8 @@ TASKS: Mapping[str, UtilityTask] = {
             )
             for language in ("hi", "en")
         ),
-        UtilityTask(
-            "gsm8k", "GSM8K", "gsm8k/gsm8k.yaml", {"train": "gsm8k/train.jsonl", "test": "gsm8k/test.jsonl"}
-        ),
-        UtilityTask(
-            "humaneval", "HumanEval", "humaneval/humaneval.yaml", {"test": "humaneval/HumanEval.jsonl"}
-        ),
+        UtilityTask("gsm8k", "GSM8K", "gsm8k/gsm8k.yaml", {"train": "gsm8k/train.jsonl", "test": "gsm8k/test.jsonl"}),
+        UtilityTask("humaneval", "HumanEval", "humaneval/humaneval.yaml", {"test": "humaneval/HumanEval.jsonl"}),
     )
 }
 """Tasks that are read from files without any network; every other task of lm-eval works by its name."""

@@ -181,11 +181,17 @@ def _texts(item: dict[str, Any]) -> tuple[str, str, str]:
     if isinstance(first, (list, tuple)) and len(first) == 2 and isinstance(first[1], bool):
         choices = [str(argument[1]) for argument in arguments]
         best = max(range(len(choices)), key=lambda place: item["filtered_resps"][place][0])
-        prompt = prompt or os.path.commonprefix(choices)
+        prompt = prompt or _common_beginning(choices)
         right = choices[target] if isinstance(target, int) and 0 <= target < len(choices) else str(target)
         return prompt, choices[best].removeprefix(" "), right.removeprefix(" ")
     raw = item["resps"][0][0]
     return prompt, str(raw), str(target)
+
+
+def _common_beginning(texts: list[str]) -> str:
+    first, last = min(texts), max(texts)
+    shared = next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return first[:shared]
 
 
 @contextmanager

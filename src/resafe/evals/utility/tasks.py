@@ -1,8 +1,8 @@
 """Task objects of lm-eval: from its own definitions, with rows from the Hub or from local files.
 
 A definition is lm-eval's YAML with its own prompt functions; with a data directory only the loading of rows is
-replaced, so prompts cannot differ. Tasks that run programs load the metric `code_eval` from the Hub when their module is
-imported: that one call gets our sandbox in its place, with or without a network.
+replaced, so prompts cannot differ. Tasks that run programs load the metric `code_eval` from the Hub when their module
+is imported: that one call gets our sandbox in its place, with or without a network.
 """
 
 from __future__ import annotations
@@ -129,10 +129,9 @@ class _LocalRows:
 
     def __init__(self, config: dict[str, Any], data_dir: Path) -> None:
         self.task, self.data_dir = str(config["task"]), data_dir
-        wanted = [config.get(f"{kind}_split") for kind in ("test", "validation")]
-        measured = next((split for split in wanted if split), None)
-        self.needed = {measured} if measured else set()
-        self.wanted = {*wanted, config.get("fewshot_split"), config.get("training_split")} - {None}
+        kinds = ("test_split", "validation_split", "fewshot_split", "training_split")
+        named = [str(config[kind]) for kind in kinds if config.get(kind)]
+        self.wanted, self.needed = set(named), set(named[:1])  # the first is the one that is measured
 
     def __call__(self, **_: Any) -> dict[str, Any]:
         from datasets import Dataset
@@ -218,9 +217,7 @@ _OURS = (CodeMetric,)
 
 
 def _unsafe(name: str) -> InputError:
-    return InputError(
-        f"{name} runs programs that the model writes", "allow it, in a sandbox: --allow-code-execution"
-    )
+    return InputError(f"{name} runs programs that the model writes", "allow it, in a sandbox: --allow-code-execution")
 
 
 def _unreachable(name: str, error: Exception) -> InputError:

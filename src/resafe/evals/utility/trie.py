@@ -22,7 +22,7 @@ Sequences = Sequence[tuple[Sequence[int], int]]
 """Token ids of context and continuation together, and how many of the last are the continuation."""
 
 _MIN_SHARED = 6  # tokens: a sequence joins a row only where this much of it is there already
-_SHORT_ROW = 384  # tokens: rows may grow to this, or to twice a longer sequence: attention grows with the square
+_SHORT_ROW = 768  # tokens: rows may grow to this, or to twice a longer sequence; attention grows with the square
 _CPU_TOKENS, _GPU_TOKENS = 1536, 16384  # of a batch
 _PREDICTED = 1024  # positions of a batch whose logits are computed together: bounds memory (vocabulary × 4 bytes each)
 
