@@ -38,7 +38,7 @@ def utility(
     """Measure usefulness: tasks of lm-eval; several models are compared item by item with the first."""
     from resafe.cli.console import ConsoleReporter
     from resafe.errors import InputError
-    from resafe.evals.utility.names import task_names
+    from resafe.evals.utility.names import check_tasks, task_names
 
     named = [_named(text) for text in models]
     if len({name for name, _ in named}) < len(named):
@@ -47,6 +47,7 @@ def utility(
         raise InputError(f"--engine {engine}", "it is transformers or vllm")
     if data_dir is not None and not data_dir.is_dir():
         raise InputError(f"--data-dir {data_dir}: no such directory", "leave it out to load from the Hub")
+    check_tasks(task_names([tasks]), data_dir, allow_code_execution)
     settings: dict[str, Any] = {
         "data_dir": data_dir, "limit": _limits(limit or []), "fewshot": fewshot, "chat": chat, "system": system,
         "allow_code_execution": allow_code_execution,

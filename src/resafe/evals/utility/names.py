@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from resafe.errors import InputError
+
 XCOPA = ("et", "ht", "id", "it", "qu", "sw", "ta", "th", "tr", "vi", "zh")
 """Languages of XCOPA in lm-eval."""
 
@@ -70,6 +72,32 @@ def task_names(names: Sequence[str]) -> list[str]:
 def local_file(data_dir: Path, task: str, split: str) -> Path:
     """Where a split of a task lies: the known tasks' files, else `<data-dir>/<task>/<split>.jsonl`."""
     known = TASKS.get(task)
-    if known and split in known.files and (data_dir / known.files[split]).is_file():
+    general = data_dir / task / f"{split}.jsonl"
+    if known and split in known.files and not general.is_file():
         return data_dir / known.files[split]
-    return data_dir / task / f"{split}.jsonl"
+    return general
+
+
+def check_tasks(names: Sequence[str], data_dir: Path | None, allow_code: bool) -> None:
+    """What can be said of the known tasks before a model is loaded.
+
+    Raises:
+        InputError: A file is missing, or programs would run without leave.
+    """
+    if "humaneval" in names and not allow_code:
+        raise unsafe("humaneval")
+    if data_dir is None:
+        return
+    for task in (TASKS[name] for name in names if name in TASKS):
+        for split in task.files:
+            measured = split == ("test" if "test" in task.files else "validation")
+            if measured and not (path := local_file(data_dir, task.name, split)).is_file():
+                raise InputError(f"{path}: not there, and task {task.name} measures its {split} split", LAYOUT)
+
+
+LAYOUT = "put the rows there as JSON lines with the Hub's columns, or leave --data-dir out, with a network"
+
+
+def unsafe(name: str) -> InputError:
+    """The error of a task that runs programs without leave."""
+    return InputError(f"{name} runs programs that the model writes", "allow it, in a sandbox: --allow-code-execution")

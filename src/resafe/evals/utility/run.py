@@ -132,7 +132,7 @@ def _evaluate(
 
 
 def _scores(name: str, raw: dict[str, Any]) -> Iterator[TaskScore]:
-    for task, figures in raw["results"].items():
+    for task, figures in {**raw.get("groups", {}), **raw["results"]}.items():
         counts = raw.get("n-samples", {}).get(task, {})
         for key, value in figures.items():
             metric, comma, chosen = key.partition(",")
@@ -183,9 +183,9 @@ def _texts(item: dict[str, Any]) -> tuple[str, str, str]:
         best = max(range(len(choices)), key=lambda place: item["filtered_resps"][place][0])
         prompt = prompt or _common_beginning(choices)
         right = choices[target] if isinstance(target, int) and 0 <= target < len(choices) else str(target)
-        return prompt, choices[best].removeprefix(" "), right.removeprefix(" ")
+        return prompt, choices[best].strip(), right.strip()
     raw = item["resps"][0][0]
-    return prompt, str(raw), str(target)
+    return prompt, str(raw), str(target).strip()
 
 
 def _common_beginning(texts: list[str]) -> str:

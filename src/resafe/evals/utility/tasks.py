@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from resafe.errors import InputError
-from resafe.evals.utility.names import TASKS, local_file
+from resafe.evals.utility.names import LAYOUT, TASKS, local_file, unsafe
 
 FEWSHOT_SEED = 1234
 """lm-eval's default."""
@@ -40,23 +40,34 @@ def load_tasks(
     """
     from lm_eval.tasks import TaskManager
 
-    direct = [name for name in names if name in TASKS]
     others = [name for name in names if name not in TASKS]
     manager = TaskManager(include_defaults=bool(others))  # reading all definitions takes seconds
-    with _code_metric(code):
-        found: list[Any] = [_build(_definition(name), data_dir) for name in direct]
-        for name in others:
-            found += _by_name(manager, name, data_dir)
-        loaded: dict[str, Any] = dict(manager.load(found))
+    _check_known(others, manager)
+    with _code_metric(code), _local_rows(data_dir):
+        try:
+            found: list[Any] = [_build(_definition(name)) if name in TASKS else name for name in names]
+            loaded: dict[str, Any] = dict(manager.load(found))
+        except (OSError, ConnectionError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"the rows of {', '.join(names)} cannot be loaded from the Hub ({reason})",
+                "give local files: --data-dir DIRECTORY",
+            ) from error
     for name, task in loaded["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False) and code is None:
-            raise _unsafe(name)
+            raise unsafe(name)
         own = task.get_config("num_fewshot")
         if fewshot is not None and own != 0:
             task.set_config(key="num_fewshot", value=fewshot)
         elif own is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
+        if data_dir is not None and task.get_config("num_fewshot") and not len(task.fewshot_docs() or ()):
+            split = task.get_config("fewshot_split") or task.get_config("training_split")
+            raise InputError(
+                f"{local_file(data_dir, name, str(split))}: missing; {name} takes its worked examples from it",
+                "put the rows there, or ask for none: --fewshot 0",
+            )
     return loaded
 
 
@@ -70,89 +81,59 @@ def _definition(name: str) -> dict[str, Any]:
     return config
 
 
-def _build(config: dict[str, Any], data_dir: Path | None) -> Any:
+def _build(config: dict[str, Any]) -> Any:
     from lm_eval.api.task import ConfigurableTask
 
-    plain = {key: value for key, value in config.items() if key not in ("tag", "group", "task_list")}
-    if data_dir is not None:
-        plain["custom_dataset"] = _LocalRows(plain, data_dir)
-    try:
-        return ConfigurableTask(config=plain)
-    except (OSError, ConnectionError) as error:
-        raise _unreachable(plain["task"], error) from error
+    return ConfigurableTask(config={key: value for key, value in config.items() if key not in ("tag", "group")})
 
 
-def _by_name(manager: Any, name: str, data_dir: Path | None) -> list[Any]:
-    """Tasks, a group or a tag of lm-eval; with a data directory each is built anew with local rows."""
-    from lm_eval.tasks._yaml_loader import load_yaml
+def _check_known(names: Sequence[str], manager: Any) -> None:
+    import difflib
 
-    known = manager.task_index
-    if name not in known:
-        import difflib
+    for name in names:
+        if name not in manager.task_index:
+            near = difflib.get_close_matches(name, [*manager.task_index, *TASKS], n=3)
+            hint = f"did you mean {', '.join(near)}?" if near else "see all names: lm_eval ls tasks"
+            raise InputError(f"lm-eval has no task {name!r}", hint)
 
-        near = difflib.get_close_matches(name, list(known), n=3)
-        raise InputError(
-            f"lm-eval has no task {name!r}",
-            f"did you mean {', '.join(near)}?" if near else "see all names: lm_eval ls tasks",
-        )
+
+@contextmanager
+def _local_rows(data_dir: Path | None) -> Iterator[None]:
+    """In it, lm-eval's tasks (also those of a group) take their rows from local files; None changes nothing."""
+    from lm_eval.api.task import ConfigurableTask
+
     if data_dir is None:
-        try:
-            return list(manager.load([name])["tasks"].values())
-        except (OSError, ConnectionError) as error:
-            raise _unreachable(name, error) from error
-    tasks = []
-    for leaf in _leaves(known, name):
-        config = load_yaml(known[leaf].yaml_path)
-        if "class" in config:
-            raise InputError(f"{leaf}: this task loads its rows in its own way", "leave --data-dir out, with a network")
-        tasks.append(_build({**config, "task": leaf}, data_dir))
-    return tasks
+        yield
+        return
+    original = ConfigurableTask.download
+
+    def download(self: Any, *_: Any, **__: Any) -> None:
+        self.dataset = _splits(self.config, data_dir)
+
+    ConfigurableTask.download = download
+    try:
+        yield
+    finally:
+        ConfigurableTask.download = original
 
 
-def _leaves(known: Any, name: str) -> list[str]:
-    """The tasks under a name, which may be a group or a tag."""
-    entry = known[name]
-    members: list[Any] = sorted(entry.tags) if entry.kind.name == "TAG" else []
-    if entry.kind.name == "GROUP":
-        from lm_eval.tasks._yaml_loader import load_yaml
+def _splits(config: Any, data_dir: Path) -> dict[str, Any]:
+    """The splits that a task's definition names, each a `datasets.Dataset`."""
+    from datasets import Dataset
 
-        members = load_yaml(entry.yaml_path, resolve_func=False).get("task", [])
-        members = [members] if isinstance(members, str) else members
-        members = [item if isinstance(item, str) else item.get("task", item.get("group")) for item in members]
-    if not members:
-        return [name]
-    return [leaf for member in members if member in known for leaf in _leaves(known, member)]
-
-
-class _LocalRows:
-    """Loads the splits that a task's definition names from local files; lm-eval calls it as its `custom_dataset`."""
-
-    def __init__(self, config: dict[str, Any], data_dir: Path) -> None:
-        self.task, self.data_dir = str(config["task"]), data_dir
-        kinds = ("test_split", "validation_split", "fewshot_split", "training_split")
-        named = [str(config[kind]) for kind in kinds if config.get(kind)]
-        self.wanted, self.needed = set(named), set(named[:1])  # the first is the one that is measured
-
-    def __call__(self, **_: Any) -> dict[str, Any]:
-        from datasets import Dataset
-
-        splits = {}
-        for split in sorted(self.wanted):
-            path = local_file(self.data_dir, self.task, split)
-            if path.is_file():
-                splits[split] = Dataset.from_list(_rows(path, self.task))
-            elif split in self.needed:
-                raise InputError(f"{path}: not there, and task {self.task} measures its {split} split", _LAYOUT)
-        first = next(iter(splits.values()))
-        for split in self.wanted - set(splits):  # named by the definition, and not needed unless examples come from it
-            splits[split] = first.select([])
-        return splits
-
-    def __deepcopy__(self, _: Any) -> _LocalRows:
-        return self
-
-
-_LAYOUT = "put the rows there as JSON lines with the Hub's columns, or leave --data-dir out, with a network"
+    shots = config.fewshot_config
+    named = [config.test_split, config.validation_split, getattr(shots, "split", None), config.fewshot_split]
+    wanted = list(dict.fromkeys(split for split in [*named, config.training_split] if split))
+    splits = {}
+    for place, split in enumerate(wanted):
+        path = local_file(data_dir, str(config.task), split)
+        if path.is_file():
+            splits[split] = Dataset.from_list(_rows(path, str(config.task)))
+        elif place == 0:  # the first is the one that is measured
+            raise InputError(f"{path}: not there, and task {config.task} measures its {split} split", LAYOUT)
+    first = splits[wanted[0]]
+    # A split that is named and not there matters only where examples come from it: then there are none to take.
+    return {split: splits.get(split, first.select([])) for split in wanted}
 
 
 def _rows(path: Path, task: str) -> list[dict[str, Any]]:
@@ -167,10 +148,10 @@ def _rows(path: Path, task: str) -> list[dict[str, Any]]:
             if labels and isinstance(row["label"], str):
                 row["label"] = labels.index(row["label"])
         except (json.JSONDecodeError, KeyError, ValueError, TypeError) as error:
-            raise InputError(f"{path}:{number}: not a row of {task} ({error})", _LAYOUT) from error
+            raise InputError(f"{path}:{number}: not a row of {task} ({error})", LAYOUT) from error
         rows.append(row)
     if not rows:
-        raise InputError(f"{path}: no rows", _LAYOUT)
+        raise InputError(f"{path}: no rows", LAYOUT)
     return rows
 
 
@@ -210,18 +191,7 @@ class _Refuses(CodeMetric):
     def compute(self, references: list[str], predictions: list[list[str]], k: list[int]) -> Any:
         if references == ["assert add(2, 3)==5"]:  # the trial call that lm-eval's module makes at its import
             return {f"pass@{n}": 0.0 for n in k}, {}
-        raise _unsafe("the task")
+        raise unsafe("the task")
 
 
 _OURS = (CodeMetric,)
-
-
-def _unsafe(name: str) -> InputError:
-    return InputError(f"{name} runs programs that the model writes", "allow it, in a sandbox: --allow-code-execution")
-
-
-def _unreachable(name: str, error: Exception) -> InputError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return InputError(
-        f"the rows of {name} cannot be loaded from the Hub ({reason})", "give local files: --data-dir DIRECTORY"
-    )
