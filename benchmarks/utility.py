@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
+from common import MODEL
 
-from benchmarks.common import MODEL
 from resafe.checkpoints import load_tokenizer, open_checkpoint
 from resafe.evals.utility.names import TASKS, local_file
 

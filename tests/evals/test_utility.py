@@ -249,6 +249,55 @@ def test_with_a_data_directory_no_socket_is_opened(rows):
     assert done.stdout.split()[-1:] == ["18"], done.stderr[-2000:]  # 2·2 + 2·2 + 2·3 + 2 + 2
 
 
+def test_the_command(rows, lab, tmp_path):
+    """Two models with names, a limit a task, files and JSON; then what is wrong on its line."""
+    from typer.testing import CliRunner
+
+    from resafe.cli.app import app
+
+    run = CliRunner().invoke
+    ours = [f"a={lab.root / 'base'}", f"b={lab.root / 'full'}", "--tasks", "copa,xnli_hi", "--data-dir", str(rows)]
+    done = run(app, ["eval", "utility", *ours, "--limit", "copa=4", "--json", "--quiet", "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    models = json.loads(done.stdout)["models"]
+    assert [model["model"] for model in models] == ["a", "b"]
+    assert [(score["task"], score["n"]) for score in models[1]["scores"]] == [("copa", 4), ("xnli_hi", 9)]
+    records = [Record.from_json(line) for line in (tmp_path / "records.jsonl").read_text("utf-8").splitlines()]
+    assert len(records) == 2 * 13
+    assert {(r.set, r.id) for r in records if r.model == "a"} == {(r.set, r.id) for r in records if r.model == "b"}
+    assert json.loads((tmp_path / "utility.json").read_text("utf-8")) == models
+    table = run(app, ["eval", "utility", *ours[1:], "--markdown", "--quiet"]).stdout.splitlines()
+    assert table[0] == "| task | metric | n | b |" and table[2].startswith("| copa | acc | 8 | ")
+    for wrong, reason in (
+        (["x", "x"], "same name"), (["x", "--limit", "many"], "--limit many"),
+        (["x", "--engine", "llm"], "--engine llm"),
+        (["x", "--data-dir", str(tmp_path / "no")], "no such directory"),
+        (["x", "--tasks", "humaneval"], "runs programs"), ([f"{lab.root / 'base'}", "--engine", "vllm"], "vllm"),
+    ):  # fmt: skip
+        failed = run(app, ["eval", "utility", *wrong])
+        assert isinstance(failed.exception, InputError) and reason in str(failed.exception)
+
+
+def test_the_difference_of_two_models_is_paired():
+    from resafe.evals.statistics import paired_difference
+    from resafe.evals.utility.results import TaskScore, UtilityResult
+
+    scores = {"a": [1.0, 0.0, 0.0, 1.0, 0.0], "b": [1.0, 1.0, 0.0, 1.0, 1.0]}
+    results = []
+    for name, values in scores.items():
+        records = [
+            Record(name, "copa", "task", str(n), "", "", None, "", "correct" if v else "wrong", v)
+            for n, v in enumerate(values)
+        ]
+        results.append(UtilityResult(name, (TaskScore(name, "copa", "acc", "none", sum(values) / 5, 0.1, 5, 0),),
+                                     tuple(records)))  # fmt: skip
+    found = paired_difference(scores["b"], scores["a"])
+    cell = markdown_text(results).splitlines()[-1]
+    assert (
+        cell == f"| copa | acc | 5 | 0.4000 ± 0.1000 | 0.8000 ± 0.1000 (+0.400 [{found.low:+.3f}, {found.high:+.3f}]) |"
+    )
+
+
 def test_arguments_of_vllm(lab):
     from resafe.evals.utility.vllm import vllm_arguments
 
@@ -256,7 +305,7 @@ def test_arguments_of_vllm(lab):
     assert vllm_arguments(base, "bfloat16") == {"pretrained": str(base.path), "dtype": "bfloat16"}
     found = vllm_arguments(lab.open("safe"))
     assert found["pretrained"] == str(base.path) and found["lora_local_path"] == str(lab.root / "safe")
-    assert found["enable_lora"] is True and found["max_lora_rank"] == 8
+    assert found["max_lora_rank"] == 8
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="no shared data here")

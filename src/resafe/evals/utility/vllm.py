@@ -25,7 +25,6 @@ def vllm_arguments(checkpoint: Checkpoint, dtype: str = "auto") -> dict[str, Any
         "pretrained": str(checkpoint.base.downloaded()),
         "tokenizer": str(tokenizer_directory(checkpoint)),
         "lora_local_path": str(checkpoint.downloaded()),
-        "enable_lora": True,
         "max_lora_rank": _rank(int(checkpoint.config.get("r", 8))),
         "dtype": dtype,
     }
