@@ -33,10 +33,11 @@ def _sequences() -> list[tuple[list[int], int]]:
     """Questions of 3 to 10 tokens, each with three answers of 1 to 4; some questions begin alike."""
     found = []
     for question in range(12):
-        context = [7 + (question // 3 * 11 + k * 5) % 80 for k in range(3 + question % 8)]
+        context = [7 + (question // 3 * 11 + place * 5) % 80 for place in range(3 + question % 8)]
         for answer in range(3):
-            found.append((context + [9 + (answer * 17 + k * 3 + question) % 80 for k in range(1 + (answer + k0) % 4)
-                                     ] if (k0 := question) >= 0 else [], 1 + (answer + question) % 4))  # fmt: skip
+            length = 1 + (answer + question) % 4
+            tokens = [9 + (answer * 17 + place * 3 + question) % 80 for place in range(length)]
+            found.append((context + tokens, length))
     return found
 
 
