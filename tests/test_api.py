@@ -88,3 +88,17 @@ def test_importing_the_api_loads_no_model_library() -> None:
     code = "import sys, resafe.api; print([name for name in ('transformers', 'peft', 'trl') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_realign_is_the_function_whatever_was_imported_before() -> None:
+    """The package of that name becomes an attribute of `resafe` when it is imported: the second call met a module."""
+    code = """
+import resafe, resafe.realign.somf
+try:
+    resafe.realign("a", [], out="o")
+except resafe.InputError as error:
+    print(error.message)
+"""
+    for first in ("", "import resafe.api\n"):
+        found = subprocess.run([sys.executable, "-c", first + code], capture_output=True, text=True, check=True)
+        assert found.stdout.strip() == "no tuned checkpoint was given"

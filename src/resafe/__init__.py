@@ -7,20 +7,34 @@ from typing import TYPE_CHECKING, Any
 from resafe.errors import GateError, InputError, ResafeError
 
 if TYPE_CHECKING:
-    from resafe.api import fuse, realign
+    from resafe.api import apply_mask, fuse, realign, train_mask
     from resafe.checkpoints import open_checkpoint as open
     from resafe.recipe.run import run_recipe
     from resafe.training.verbs import align, tune
 
 __version__ = "0.1.0"
-__all__ = ["GateError", "InputError", "ResafeError", "align", "fuse", "open", "realign", "run_recipe", "tune"]
+__all__ = [
+    "GateError",
+    "InputError",
+    "ResafeError",
+    "align",
+    "apply_mask",
+    "fuse",
+    "open",
+    "realign",
+    "run_recipe",
+    "train_mask",
+    "tune",
+]
 
 _LAZY = {
     "align": ("resafe.training.verbs", "align"),
+    "apply_mask": ("resafe.api", "apply_mask"),
     "fuse": ("resafe.api", "fuse"),
     "open": ("resafe.checkpoints", "open_checkpoint"),
     "realign": ("resafe.api", "realign"),
     "run_recipe": ("resafe.recipe.run", "run_recipe"),
+    "train_mask": ("resafe.api", "train_mask"),
     "tune": ("resafe.training.verbs", "tune"),
 }
 

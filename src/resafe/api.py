@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from resafe.checkpoints import Checkpoint, Precision, load_model, load_tokenizer, open_checkpoint, parse_output
+from resafe.checkpoints.staging import check_replaceable, staged
+from resafe.data.items import Example
 from resafe.data.material import load_material
+from resafe.data.registry import load_set
 from resafe.deltas import Space, task_vector
 from resafe.engine import Input, Outcome, Request, build_plan, execute
 from resafe.engine.estimate import fit_threads
@@ -21,6 +24,7 @@ from resafe.engine.request import OutputDtype
 from resafe.engine.run import Progress as FuseProgress
 from resafe.errors import InputError
 from resafe.fusion import Fusion
+from resafe.masks import Mask
 from resafe.realign import REALIGN, Problem, write_realigned
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -53,6 +57,7 @@ def realign(
     method: str = "somf",
     settings: Mapping[str, Any] | None = None,
     strength: float | None = None,
+    mask: str | Path | None = None,
     fusion: str = "task_arithmetic",
     fusion_settings: Mapping[str, Any] | None = None,
     pairs: str = "embedded",
@@ -76,6 +81,7 @@ def realign(
         settings: Its settings; the rest are its defaults.
         strength: A strength of the method; None takes 1 where the grid has it, else the middle of the grid. To have
             it chosen on validation questions, run a recipe.
+        mask: A mask directory to apply, in place of training one (method "somf").
         fusion: A registered fusion method.
         fusion_settings: Its settings.
         pairs: Safety pairs for methods that learn.
@@ -95,36 +101,172 @@ def realign(
     Raises:
         InputError: A checkpoint, method, setting or data set is wrong or missing.
     """
+    chosen = REALIGN.get(method)
+    given = dict(settings or {}) | ({} if mask is None else {"mask": Path(mask)})
+    checked = chosen.check(given)
+    problem, opened = _problem(
+        aligned, tuned, Path(out), trains=bool(chosen.traits.get("trains")) and mask is None, fusion=fusion,
+        fusion_settings=fusion_settings, pairs=pairs, harmless=harmless, data_dir=data_dir, space=space, system=system,
+        seed=seed, device=device, dtype=dtype, allow_pickle=allow_pickle, progress=progress,
+    )  # fmt: skip
+    family = chosen.function(problem, **checked)
+    grid = family.strengths
+    at = strength if strength is not None else (1.0 if 1.0 in grid else grid[len(grid) // 2])
+    card = f"# Realigned with resafe\n\nMethod: {chosen.title} ({chosen.source}), {family.strength} {at:g}.\n"
+    written = write_realigned(Path(out), problem.vectors, family.at(at), opened[0], card)
+    if problem.work is not None:  # what a killed call would have gone on from
+        shutil.rmtree(problem.work, ignore_errors=True)
+    return written
+
+
+def _problem(
+    aligned: str | Path | Checkpoint, tuned: Sequence[str | Path | Checkpoint], out: Path, *, trains: bool, fusion: str,
+    fusion_settings: Mapping[str, Any] | None, pairs: str, harmless: str, data_dir: Path | None, space: str,
+    system: str | None, seed: int, device: str, dtype: Precision, allow_pickle: bool, progress: Progress | None,
+    keep: Sequence[Example] = (),
+) -> tuple[Problem, list[Checkpoint]]:  # fmt: skip
+    """The realignment of a call, and the tuned checkpoints; data and a model only where something learns."""
     if not tuned:
         raise InputError("no tuned checkpoint was given", "give at least one")
-    chosen = REALIGN.get(method)
-    checked = chosen.check(dict(settings or {}))
     safe = _opened(aligned, allow_pickle)
     opened = [_opened(item, allow_pickle) for item in tuned]
-    vectors = [task_vector(item, safe, cast(Space, space)) for item in opened]
     source, material = None, None
-    if chosen.traits.get("trains"):
+    if trains:
         from resafe.training.trainers import resolve_device
 
         source = _Source(safe, str(resolve_device(device)), dtype, system)
         material = load_material([pairs], [harmless], data_dir=data_dir, seed=seed)
     problem = Problem(
-        vectors=vectors,
+        vectors=[task_vector(item, safe, cast(Space, space)) for item in opened],
         fusion=Fusion(fusion, dict(fusion_settings or {}), seed),
         pairs=material.pairs if material else (),
+        keep=keep,
         source=source,
         seed=seed,
-        work=Path(out).with_name(Path(out).name + ".work"),
+        work=out.with_name(out.name + ".work"),
         progress=progress,
     )
-    family = chosen.function(problem, **checked)
-    grid = family.strengths
-    at = strength if strength is not None else (1.0 if 1.0 in grid else grid[len(grid) // 2])
-    card = f"# Realigned with resafe\n\nMethod: {chosen.title} ({chosen.source}), {family.strength} {at:g}.\n"
-    written = write_realigned(Path(out), vectors, family.at(at), opened[0], card)
-    if problem.work is not None:  # what a killed call would have gone on from
+    return problem, opened
+
+
+def train_mask(
+    aligned: str | Path | Checkpoint,
+    tuned: Sequence[str | Path | Checkpoint],
+    *,
+    out: str | Path,
+    settings: Mapping[str, Any] | None = None,
+    fusion: str = "task_arithmetic",
+    fusion_settings: Mapping[str, Any] | None = None,
+    pairs: str = "embedded",
+    harmless: str = "embedded",
+    keep: str | None = None,
+    keep_limit: int = 256,
+    data_dir: Path | None = None,
+    space: str = "auto",
+    system: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: Precision = "auto",
+    allow_pickle: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Learns one safety mask over the task vectors of tuned models (SOMF) and writes it; a killed call goes on.
+
+    Args:
+        aligned: The aligned checkpoint or its reference.
+        tuned: Tuned checkpoints or references, which share the mask.
+        out: Directory of the mask.
+        settings: Settings of the method `somf`; the rest are its preset's.
+        fusion: The fusion method inside the loop.
+        fusion_settings: Its settings.
+        pairs: Safety pairs.
+        harmless: Harmless examples.
+        keep: Task examples whose behaviour the mask is to keep: a set or a file.
+        keep_limit: At most this many of them.
+        data_dir: Directory with the files of public sets.
+        space: "auto", "factors" or "weights", for adapters.
+        system: System turn of the prompts.
+        seed: Seed.
+        device: "auto", "cpu" or "cuda".
+        dtype: Precision of the frozen weights: "auto", "float32" or "bfloat16".
+        allow_pickle: Also read pickled weights (`*.bin`), as plain tensors only.
+        progress: Called with (step, steps, metrics).
+
+    Returns:
+        `out`, for `realign(mask=…)` or the fusion method `mask`.
+
+    Raises:
+        InputError: A checkpoint, setting or data set is wrong or missing.
+    """
+    somf = REALIGN.get("somf")
+    checked = somf.check(dict(settings or {}))
+    if "mask" in checked and checked["mask"] is not None:
+        raise InputError("settings name a mask, and one is to be trained", "leave it out, or apply it")
+    target = Path(out)
+    check_replaceable(target)
+    examples = _examples(keep, keep_limit, data_dir)
+    problem, _ = _problem(
+        aligned, tuned, target, trains=True, fusion=fusion, fusion_settings=fusion_settings, pairs=pairs,
+        harmless=harmless, data_dir=data_dir, space=space, system=system, seed=seed, device=device, dtype=dtype,
+        allow_pickle=allow_pickle, progress=progress, keep=examples,
+    )  # fmt: skip
+    mask = somf.function(problem, **checked).mask
+    with staged(target) as stage:
+        mask.save(stage)
+    if problem.work is not None:
         shutil.rmtree(problem.work, ignore_errors=True)
-    return written
+    return target
+
+
+def apply_mask(
+    mask: str | Path,
+    aligned: str | Path | Checkpoint,
+    tuned: Sequence[str | Path | Checkpoint],
+    *,
+    out: str | Path,
+    strength: float | None = None,
+    transfer: bool = False,
+    **others: Any,
+) -> Path:
+    """Applies a mask to the models it was learnt on, or to others tuned from the same aligned model (transfer).
+
+    Args:
+        mask: Directory of the mask.
+        aligned: The aligned checkpoint or its reference.
+        tuned: Tuned checkpoints or references.
+        out: Directory to write.
+        strength: How much of what the mask removes is removed; 1 is the mask, None too.
+        transfer: The tuned models may be others than those that the mask was learnt on.
+        others: As for `realign`: fusion, fusion_settings, space, seed, allow_pickle.
+
+    Returns:
+        The directory that was written.
+
+    Raises:
+        InputError: The mask belongs to other models, or does not fit their tensors.
+    """
+    allow_pickle = bool(others.get("allow_pickle", False))
+    safe = _opened(aligned, allow_pickle)
+    opened = [_opened(item, allow_pickle) for item in tuned]
+    known = Mask.load(Path(mask)).provenance
+    if known.get("aligned") not in (None, safe.digest):
+        raise InputError(
+            f"{mask}: was learnt on another aligned model than {safe.reference}", "give the one it was learnt on"
+        )
+    strange = [item.reference for item in opened if known.get("tuned") and item.digest not in known["tuned"]]
+    if strange and not transfer:
+        raise InputError(
+            f"{mask}: was not learnt on {', '.join(strange)}",
+            "to use it on another task all the same: resafe mask transfer (transfer=True)",
+        )
+    return realign(safe, opened, out=out, mask=mask, strength=strength, **others)
+
+
+def _examples(keep: str | None, limit: int, data_dir: Path | None) -> list[Example]:
+    if keep is None:
+        return []
+    items = load_set(keep, data_dir=data_dir, kind="examples").items
+    return [item for item in items if isinstance(item, Example)][:limit]
 
 
 def _opened(item: str | Path | Checkpoint, allow_pickle: bool) -> Checkpoint:

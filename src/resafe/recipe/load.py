@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from resafe.errors import InputError
 from resafe.recipe.fuse import FuseRecipe
+from resafe.recipe.mask import MaskRecipe
 from resafe.recipe.schema import Recipe
 from resafe.registry import nearest
 
@@ -35,6 +36,11 @@ def load_fuse(path: Path, overrides: Sequence[str] = ()) -> FuseRecipe:
     return _checked(FuseRecipe, _raw(path, overrides), str(path))
 
 
+def load_mask(path: Path, overrides: Sequence[str] = ()) -> MaskRecipe:
+    """Reads and checks the recipe of a mask; as `load_recipe`."""
+    return _checked(MaskRecipe, _raw(path, overrides), str(path))
+
+
 def is_fusion(path: Path) -> bool:
     """Whether a file is a fusion and no recipe: it names models to combine, and nothing to tune.
 
@@ -43,6 +49,12 @@ def is_fusion(path: Path) -> bool:
     """
     raw = _raw(path, ())
     return "models" in raw and "tune" not in raw
+
+
+def is_mask(path: Path) -> bool:
+    """Whether a file is the recipe of a mask: it names tuned models, and nothing to tune; otherwise as `is_fusion`."""
+    raw = _raw(path, ())
+    return "tuned" in raw and "tune" not in raw
 
 
 def _raw(path: Path, overrides: Sequence[str]) -> dict[str, Any]:

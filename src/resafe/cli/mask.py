@@ -1,0 +1,133 @@
+"""`resafe mask`: trains masks, applies them, shows what they keep."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Safety masks as files: train, apply, look at them, use them on other tasks.", no_args_is_help=True
+)
+
+MaskDirectory = Annotated[Path, typer.Argument(help="directory of the mask")]
+Aligned = Annotated[str, typer.Option(help="the aligned checkpoint: path, org/name, base+adapter, file.gguf")]
+Tuned = Annotated[list[str], typer.Option(help="a tuned checkpoint; several are fused")]
+Out = Annotated[Path, typer.Option(help="directory to write")]
+Strength = Annotated[float | None, typer.Option(help="how much of what it removes is removed; 1 is the mask itself")]
+Fusion = Annotated[str, typer.Option(help="how several tuned models are combined")]
+Space = Annotated[str, typer.Option(help="auto, factors or weights (for adapters)")]
+AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="also read *.bin, as plain tensors")]
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="e.g. recipes/mask.yaml")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="fields to set: settings.steps=40")] = None,
+    out: Annotated[Path | None, typer.Option(help="directory to write; default: as the file says")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+) -> None:
+    """Learn a mask over the task vectors of tuned models. A killed training goes on where it stopped."""
+    from resafe.cli.console import ConsoleReporter
+    from resafe.errors import InputError
+    from resafe.recipe import load_mask
+
+    loaded = load_mask(recipe, overrides or [])
+    place = out or loaded.out
+    if place is None:
+        raise InputError(f"{recipe}: no output directory is named", "add a field out, or give --out DIRECTORY")
+    from resafe.api import train_mask
+
+    fields: dict[str, Any] = loaded.model_dump(exclude={"out", "fusion"})
+    written = train_mask(
+        **fields, out=place, fusion=loaded.fusion.name, fusion_settings=loaded.fusion.settings,
+        progress=ConsoleReporter(quiet=quiet).bar("mask", "steps"),
+    )  # fmt: skip
+    typer.echo(str(written))
+
+
+@app.command()
+def apply(
+    mask: MaskDirectory, aligned: Aligned, tuned: Tuned, out: Out, strength: Strength = None,
+    fusion: Fusion = "task_arithmetic", space: Space = "auto", allow_pickle: AllowPickle = False,
+) -> None:  # fmt: skip
+    """Apply a mask to the models it was learnt on: aligned + tuned + mask → a realigned model or adapter."""
+    _apply(mask, aligned, tuned, out, strength, fusion, space, allow_pickle, transfer=False)
+
+
+@app.command()
+def transfer(
+    mask: MaskDirectory, aligned: Aligned, tuned: Tuned, out: Out, strength: Strength = None,
+    fusion: Fusion = "task_arithmetic", space: Space = "auto", allow_pickle: AllowPickle = False,
+) -> None:  # fmt: skip
+    """Apply a mask to models that were tuned from the same aligned model on other tasks. Evaluate what comes out."""
+    _apply(mask, aligned, tuned, out, strength, fusion, space, allow_pickle, transfer=True)
+
+
+def _apply(
+    mask: Path, aligned: str, tuned: list[str], out: Path, strength: float | None, fusion: str, space: str,
+    allow_pickle: bool, *, transfer: bool,
+) -> None:  # fmt: skip
+    from resafe.api import apply_mask
+
+    written = apply_mask(
+        mask, aligned, tuned, out=out, strength=strength, transfer=transfer, fusion=fusion, space=space,
+        allow_pickle=allow_pickle,
+    )  # fmt: skip
+    typer.echo(str(written))
+
+
+@app.command()
+def info(
+    mask: MaskDirectory,
+    picture: Annotated[Path | None, typer.Option(help="also draw the table into this .svg")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+) -> None:
+    """Show what a mask keeps in each layer and module, and where it comes from."""
+    from resafe.masks import Mask
+    from resafe.masks.summary import keep_rates, mean_keep
+
+    read = Mask.load(mask)
+    rates = keep_rates(read)
+    facts = {
+        "granularity": read.settings.granularity, "rescale": read.settings.rescale, "binary": read.binary,
+        "keep_rate": read.keep_rate, "values": sum(rate.values for rate in rates),
+        "aligned": read.provenance.get("aligned"), "tuned": read.provenance.get("tuned"),
+    }  # fmt: skip
+    modules = list(dict.fromkeys(rate.module for rate in sorted(rates, key=lambda r: (r.layer is None, r.module))))
+    layers = list(dict.fromkeys(rate.layer for rate in rates))
+    cells = {(_name(rate.layer), rate.module): rate.keep for rate in rates}
+    if picture is not None:
+        from resafe.report.heatmap import heatmap
+
+        title = f"Share kept by {mask}: {read.keep_rate:.3f}"
+        picture.write_text(heatmap([_name(layer) for layer in layers], modules, cells, title), encoding="utf-8")
+    if as_json:
+        rows = [{"layer": r.layer, "module": r.module, "keep": r.keep, "values": r.values} for r in rates]
+        sys.stdout.write(json.dumps({**facts, "rates": rows}) + "\n")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, title=f"{mask}: share kept, by layer and module", title_justify="left")
+    table.add_column("layer", style="bold")
+    for module in modules:
+        table.add_column(module.replace(".", "\n"), justify="right")
+    table.add_column("all", justify="right", style="bold")
+    for layer in layers:
+        of = [rate for rate in rates if rate.layer == layer]
+        shown = [cells.get((_name(layer), module)) for module in modules]
+        table.add_row(_name(layer), *("" if s is None else f"{s:.2f}" for s in shown), f"{mean_keep(of):.2f}")
+    console = Console(width=None if sys.stdout.isatty() else 220, highlight=False)
+    console.print(table)
+    console.print(
+        f"{facts['values']:,} {facts['granularity']} values, {'binary' if read.binary else 'soft'}, "
+        f"{read.keep_rate:.3f} kept; rescale: {facts['rescale']}"
+    )
+
+
+def _name(layer: int | None) -> str:
+    return "–" if layer is None else str(layer)

@@ -1,0 +1,141 @@
+"""Masks as a user trains, looks at and applies them: the library's calls and the command line."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+import resafe
+from resafe.checkpoints import open_checkpoint
+from resafe.cli.app import app
+from resafe.errors import InputError
+from resafe.masks import Mask, MaskSettings
+from resafe.masks.summary import KeepRate, keep_rates, mean_keep
+from resafe.recipe import load_mask
+from resafe.report.heatmap import heatmap
+
+SETTINGS = {"steps": 2, "batch_size": 4}
+
+
+def reference(lab, name):
+    return f"{lab.root / 'base'}+{lab.root / name}"
+
+
+def run(*arguments):
+    found = CliRunner().invoke(app, ["mask", *map(str, arguments)])
+    if found.exception is not None and not isinstance(found.exception, SystemExit):
+        raise found.exception
+    return found.output
+
+
+@pytest.fixture(scope="module")
+def trained(lab, tmp_path_factory):
+    """A mask that the command line trained, with the recipe."""
+    place = tmp_path_factory.mktemp("mask")
+    keep = place / "task.jsonl"
+    keep.write_text(json.dumps({"prompt": "w3 w30", "response": "w80 w1"}) + "\n")
+    fields = {
+        "aligned": reference(lab, "safe"),
+        "tuned": [reference(lab, "tuned")],
+        "settings": SETTINGS,
+        "keep": str(keep),
+    }
+    (place / "mask.yaml").write_text(yaml.safe_dump(fields))
+    run("train", place / "mask.yaml", "--out", place / "mask", "--quiet")
+    return place
+
+
+def test_what_is_trained_is_what_realign_gives(lab, trained, tmp_path):
+    """The command line, the library's call and realignment in one step: the same mask and the same adapter."""
+    fields = yaml.safe_load((trained / "mask.yaml").read_text())
+    again = resafe.train_mask(**fields, out=tmp_path / "again")
+    one, two = Mask.load(trained / "mask"), Mask.load(again)
+    assert one.values.keys() == two.values.keys() and one.provenance["training"]["steps"] == 2
+    assert all(torch.equal(one.values[key], two.values[key]) for key in one.values)
+    assert one.provenance["tuned"] == [lab.open("tuned").digest]
+    run(
+        "apply",
+        trained / "mask",
+        "--aligned",
+        fields["aligned"],
+        "--tuned",
+        fields["tuned"][0],
+        "--out",
+        tmp_path / "safe",
+    )
+    direct = resafe.realign(fields["aligned"], fields["tuned"], mask=again, out=tmp_path / "direct")
+    found, wanted = open_checkpoint(tmp_path / "safe"), open_checkpoint(direct)
+    for name in wanted.tensors:
+        assert torch.equal(found.read(name), wanted.read(name))
+        tuned, safe = lab.open("tuned").read(name), lab.open("safe").read(name)
+        torch.testing.assert_close(found.read(name), safe + one.weight(name) * (tuned - safe))
+    assert not (tmp_path / "again.work").exists()
+
+
+def test_a_mask_knows_its_models(lab, trained, tmp_path):
+    mask, aligned, other = trained / "mask", reference(lab, "safe"), reference(lab, "tuned2")
+    with pytest.raises(InputError, match="was not learnt on .*tuned2"):
+        run("apply", mask, "--aligned", aligned, "--tuned", other, "--out", tmp_path / "no")
+    run("transfer", mask, "--aligned", aligned, "--tuned", other, "--out", tmp_path / "yes")
+    name = next(iter(Mask.load(mask).values))
+    wanted = lab.open("safe").read(name) + Mask.load(mask).weight(name) * (
+        lab.open("tuned2").read(name) - lab.open("safe").read(name)
+    )
+    torch.testing.assert_close(open_checkpoint(tmp_path / "yes").read(name), wanted)
+    with pytest.raises(InputError, match="learnt on another aligned model"):
+        run("transfer", mask, "--aligned", reference(lab, "fresh"), "--tuned", other, "--out", tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+
+
+def test_info(trained, tmp_path):
+    found = json.loads(run("info", trained / "mask", "--json", "--picture", tmp_path / "mask.svg"))
+    assert found["granularity"] == "entry" and not found["binary"]
+    assert found["values"] == sum(value.numel() for value in Mask.load(trained / "mask").values.values())
+    assert {row["layer"] for row in found["rates"]} == {0, 1}
+    assert sum(r["keep"] * r["values"] for r in found["rates"]) / found["values"] == pytest.approx(found["keep_rate"])
+    ElementTree.parse(tmp_path / "mask.svg")
+    shown = run("info", trained / "mask")
+    assert (
+        all(part in shown for part in ("self_attn", "q_proj", "lora_A")) and f"{found['keep_rate']:.3f} kept" in shown
+    )
+
+
+def test_keep_rates_by_hand():
+    mask = Mask.of(
+        {
+            "model.layers.10.mlp.up_proj.weight": torch.tensor([[0.0, 1.0], [1.0, 1.0]]),
+            "model.layers.2.mlp.up_proj.weight": torch.tensor([0.0, 1.0]),
+            "lm_head.weight": torch.ones(3),
+        },
+        MaskSettings(),
+    )
+    rates = keep_rates(mask)
+    assert rates == [
+        KeepRate(2, "mlp.up_proj", 0.5, 2), KeepRate(10, "mlp.up_proj", 0.75, 4), KeepRate(None, "lm_head", 1.0, 3)
+    ]  # fmt: skip
+    assert mean_keep(rates) == pytest.approx(7 / 9) == pytest.approx(mask.keep_rate)
+
+
+def test_a_heatmap_is_darkest_where_least_is_kept():
+    svg = heatmap(["0", "1"], ["q<"], {("0", "q<"): 0.5, ("1", "q<"): 1.0}, "kept & removed")
+    cells = [e for e in ElementTree.fromstring(svg).iter() if e.get("fill", "").startswith("rgb")]
+    assert [cell.get("fill") for cell in cells] == ["rgb(158,42,43)", "rgb(247,248,250)"]
+    assert cells[0][0].text == "0 q<: 0.500"
+
+
+def test_the_recipe_in_the_repository_is_valid_and_mistakes_are_named(tmp_path):
+    from pathlib import Path
+
+    assert load_mask(Path("recipes/mask.yaml")).settings == {"steps": 56}
+    (tmp_path / "m.yaml").write_text("aligned: a\ntuned: [b]\nkeeep: c\n")
+    with pytest.raises(InputError, match="did you mean 'keep'"):
+        load_mask(tmp_path / "m.yaml")
+    with pytest.raises(InputError, match="no output directory"):
+        run("train", "recipes/mask.yaml")
+    with pytest.raises(InputError, match="settings name a mask"):
+        resafe.train_mask("a", ["b"], out=tmp_path / "x", settings={"mask": "somewhere"})
