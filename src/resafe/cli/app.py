@@ -8,6 +8,7 @@ import warnings
 import typer
 
 from resafe.cli import align, fuse, ls, mask, plan, realign, results, run, tune, validate, verify
+from resafe.cli import eval as evaluation
 from resafe.cli.console import print_error
 from resafe.errors import ResafeError
 
@@ -25,6 +26,7 @@ app.command("realign")(realign.realign)
 app.command("fuse")(fuse.fuse)
 app.command("align")(align.align)
 app.command("tune")(tune.tune)
+app.add_typer(evaluation.app, name="eval")
 app.command("verify")(verify.verify)
 app.command("plan")(plan.plan)
 app.command("validate")(validate.validate)

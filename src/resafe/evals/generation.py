@@ -75,23 +75,63 @@ def complete(
     Special tokens come from the texts alone. Raises InputError also for a text without tokens.
     """
     limits = _limits(max_new_tokens, len(texts))
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}", "give a number of prompts, at least 1")
     if not texts:
+        _check_batch(batch_size)
         return []
     encoded = _encode(tokenizer, texts)
+    answers = complete_tokens(model, tokenizer, encoded, limits, batch_size=batch_size, progress=progress)
+    return [str(text) for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
+
+
+def complete_tokens(
+    model: Any,
+    tokenizer: Any,
+    encoded: Sequence[list[int]],
+    limits: Sequence[int],
+    *,
+    batch_size: int = 128,
+    stops: frozenset[int] | None = None,
+    ended: Callable[[int, list[int]], bool] | None = None,
+    progress: Progress | None = None,
+) -> list[list[int]]:
+    """Continues token sequences greedily; otherwise as `complete`.
+
+    Args:
+        model: As in `generate`.
+        tokenizer: Gives the padding token and, where `stops` is None, the tokens that end an answer.
+        encoded: Token ids of each prompt, at least one.
+        limits: Most tokens of each answer.
+        batch_size: As in `generate`.
+        stops: Tokens that end an answer and are not part of it; None is `stop_tokens`.
+        ended: Asked with (prompt's index, answer so far) after each token; True ends the answer after that token.
+        progress: As in `generate`.
+
+    Returns:
+        The answers' token ids, in the order of `encoded`.
+    """
+    _check_batch(batch_size)
     longest = max(len(ids) + limit for ids, limit in zip(encoded, limits, strict=True))
+    answers: list[list[int]] = [[] for _ in encoded]
     with _evaluating(model), short_attention(model, longest):
-        decoder = _decoder(model, tokenizer, encoded)
-        answers: list[list[int]] = [[] for _ in texts]
+        decoder = _decoder(model, tokenizer, list(encoded), stops)
         done = 0
-        for batch in _batches([len(ids) for ids in encoded], limits, batch_size):
+        for batch in _batches([len(ids) for ids in encoded], list(limits), batch_size):
+            decoder.ended = None if ended is None else _numbered(ended, batch)
             for row, tokens in decoder.run([encoded[i] for i in batch], [limits[i] for i in batch]):
                 answers[batch[row]] = tokens
                 done += 1
                 if progress is not None:
-                    progress(done, len(texts))
-    return [str(text) for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
+                    progress(done, len(encoded))
+    return answers
+
+
+def _numbered(ended: Callable[[int, list[int]], bool], batch: list[int]) -> Callable[[int, list[int]], bool]:
+    return lambda row, tokens: ended(batch[row], tokens)
+
+
+def _check_batch(batch_size: int) -> None:
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}", "give a number of prompts, at least 1")
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -123,6 +163,7 @@ class _Decoder:
     prefix: list[int]
     takes_positions: bool
     shared: Cache | None = field(default=None)
+    ended: Callable[[int, list[int]], bool] | None = field(default=None)
 
     def __post_init__(self) -> None:
         if self.prefix:
@@ -144,7 +185,7 @@ class _Decoder:
             for place, (row, token) in enumerate(zip(members, chosen.tolist(), strict=True)):
                 if token not in self.stops:
                     answers[row].append(token)
-                    if len(answers[row]) < limits[row]:
+                    if len(answers[row]) < limits[row] and not (self.ended and self.ended(row, answers[row])):
                         alive.append(place)
                         continue
                 yield row, answers[row]
@@ -183,14 +224,14 @@ class _Decoder:
         return tokens
 
 
-def _decoder(model: Any, tokenizer: Any, encoded: list[list[int]]) -> _Decoder:
+def _decoder(model: Any, tokenizer: Any, encoded: list[list[int]], stops: frozenset[int] | None = None) -> _Decoder:
     inner = model.get_base_model() if hasattr(model, "peft_config") else model
     parameters = inspect.signature(inner.forward).parameters
     prefix = _common_prefix(encoded) if len(encoded) > 1 and can_share_prefix(inner.config) else []
     return _Decoder(
         model=model,
         config=inner.config,
-        stops=stop_tokens(inner, tokenizer),
+        stops=stop_tokens(inner, tokenizer) if stops is None else stops,
         pad=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
         prefix=prefix if len(prefix) >= _MIN_PREFIX else [],
         takes_positions="position_ids" in parameters,

@@ -1,0 +1,154 @@
+"""Programs in the sandbox: what they may do, and what hostile ones may not. All run under hard limits."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+
+import pytest
+
+pytest.importorskip("lm_eval")
+
+from resafe.errors import ResafeError
+from resafe.evals.utility import code
+from resafe.evals.utility.code import Limits, Sandbox, SandboxedCode, Verdict, pass_at_k
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Sandbox:
+    """The strongest protection that this machine allows."""
+    try:
+        return Sandbox(Limits(seconds=4))
+    except ResafeError as error:
+        pytest.skip(f"no sandbox here: {error}")
+
+
+@pytest.fixture(scope="module")
+def sealed(sandbox: Sandbox) -> Sandbox:
+    if not sandbox.namespaces:
+        pytest.skip("this kernel allows no namespaces: only limits are in force")
+    return sandbox
+
+
+def test_endings_are_told_apart(sandbox):
+    assert sandbox.run("def f(x):\n    return x + 1\nassert f(1) == 2").status == "passed"
+    assert sandbox.run("assert 1 == 2, 'no'") == Verdict("failed", "AssertionError: no")
+    assert sandbox.run("def f(:").status == "failed"
+    assert sandbox.run("raise SystemExit(0)").status == "failed"  # leaving early is no pass
+    assert sandbox.run("import os; os._exit(0)").status == "failed"
+    assert sandbox.run("print('नमस्ते 你好')\nassert '你好' == '\\u4f60\\u597d'").status == "passed"
+
+
+def test_time_is_limited_and_counted_apart():
+    short = Sandbox(Limits(seconds=0.5))
+    assert short.run("while True: pass") == Verdict("timed_out")
+    assert short.run("import time; time.sleep(60)") == Verdict("timed_out")
+
+
+def test_memory_is_limited(sandbox):
+    verdict = sandbox.run("x = bytearray(2 << 30)")
+    assert verdict == Verdict("failed", "MemoryError")
+
+
+def test_endless_output_ends_the_program(sandbox):
+    assert sandbox.run("while True: print('x' * 1000)") == Verdict("killed", "too much output")
+
+
+def test_files_are_limited(sandbox):
+    assert "File too large" in sandbox.run("open('a', 'wb').write(bytes(20 << 20))").detail
+
+
+def test_processes_are_limited(sandbox):
+    # At most 12 forks are tried, and the limit is 8: harmless even where the limit should fail.
+    program = (
+        "import os, time\nmade = 0\ntry:\n    for _ in range(12):\n        if os.fork() == 0:\n"
+        "            time.sleep(2); os._exit(0)\n        made += 1\n"
+        "except BlockingIOError:\n    raise SystemExit(f'stopped after {made}')\n"
+    )
+    verdict = sandbox.run(program)
+    assert verdict.status == "failed" and int(verdict.detail.removeprefix("stopped after ")) < 8
+
+
+def test_what_a_program_starts_ends_with_it(sealed, tmp_path):
+    marker = f"resafe-orphan-{os.getpid()}-{tmp_path.name}"
+    python = sealed._settings("", 0)["python"]
+    program = (
+        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n"
+        f"        os.execv({python!r}, ['python', '-c', 'import time; time.sleep(20)', {marker!r}])\n"
+        "    os._exit(0)\ntime.sleep(0.3)\n"
+    )
+    assert sealed.run(program).status == "passed"
+    alive = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/cmdline", "rb") as file:
+                    alive += [entry] if marker.encode() in file.read() else []
+            except OSError:
+                continue
+    assert alive == []
+
+
+def test_the_environment_is_empty_and_root_is_gone(sandbox, monkeypatch):
+    monkeypatch.setenv("SECRET_TOKEN", "x")
+    program = "import os\nassert not set(os.environ) - {'LC_CTYPE'}, dict(os.environ)\nassert os.getuid() != 0\n"
+    assert sandbox.run(program) == Verdict("passed")
+
+
+def test_there_is_no_network(sealed):
+    with socket.socket() as server:  # a server that this process could reach
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        program = f"import socket\nsocket.create_connection(('127.0.0.1', {port}), 2)"
+        verdict = sealed.run(program)
+        assert verdict.status == "failed" and ("unreachable" in verdict.detail or "refused" in verdict.detail)
+        accepted = threading.Thread(target=server.accept, daemon=True)
+        accepted.start()
+        socket.create_connection(("127.0.0.1", port), 2).close()  # the same address, from outside
+        accepted.join(2)
+        assert not accepted.is_alive()
+
+
+def test_files_outside_cannot_be_read(sealed, tmp_path):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    secret.chmod(0o666)
+    for path in ("/etc/passwd", "/proc/1/environ", str(secret), os.path.abspath(__file__)):
+        assert "FileNotFoundError" in sealed.run(f"print(open({path!r}).read())").detail
+    assert sealed.run(f"open({str(secret)!r}, 'w')").status == "failed"
+    assert secret.read_text() == "secret"
+    denied = sealed.run("import os; open(os.__file__, 'a')").detail
+    assert "Read-only file system" in denied or "Permission denied" in denied
+
+
+def test_the_protection_is_named_and_the_weaker_one_works_or_says_why(sandbox):
+    assert sandbox.protection == (code.NAMESPACES if sandbox.namespaces else code.LIMITS)
+    try:
+        weak = Sandbox(Limits(seconds=2), namespaces=False)
+    except ResafeError as error:
+        pytest.skip(str(error))  # as root, where the interpreter lies in root's own home
+    assert weak.protection == code.LIMITS and weak.run("x = 1").status == "passed"
+    assert weak.run("while True: print('x' * 1000)").status == "killed"
+
+
+def test_it_stands_for_code_eval():
+    class Counting:
+        protection = "none"
+
+        def run(self, program: str) -> Verdict:
+            return Verdict("passed" if "return a + b" in program else "timed_out")
+
+    metric = SandboxedCode(Counting())  # type: ignore[arg-type]
+    candidates = ["def add(a, b):\n    return a + b", "def add(a, b):\n    while True: pass"]
+    rates, results = metric.compute(["assert add(2, 3) == 5"], [candidates], [1, 2])
+    assert rates == {"pass@1": 0.5, "pass@2": 1.0}
+    assert [result["passed"] for _, result in results[0]] == [True, False]
+    assert metric.summary() == {"passed": 1, "failed": 0, "timed_out": 1, "killed": 0, "protection": "none"}
+
+
+def test_pass_at_k_by_hand():
+    assert pass_at_k(4, 1, 2) == pytest.approx(0.5)  # 1 − C(3,2)/C(4,2)
+    assert pass_at_k(5, 0, 3) == 0.0
+    assert pass_at_k(3, 2, 2) == 1.0
