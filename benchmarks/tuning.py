@@ -108,6 +108,7 @@ def main() -> None:
                     run.__name__: run(base, tokenizer, picked, kind == "full", Path(folder) / f"{run.__name__}-{turn}")
                     for run in pair
                 }
+                print(f"  {kind}, round {turn + 1}: " + ", ".join(f"{k} {v:.1f} s" for k, v in seconds.items()))
                 ratios.append(seconds["theirs"] / seconds["ours"])
                 totals[0] += sum(len(row["input_ids"]) for row in encoded)
                 totals[1] += sum(label != -100 for row in encoded for label in row["labels"])

@@ -62,13 +62,13 @@ class IntakeReport:
         """Raises InputError, with the rows' places, if the share of bad rows is above `most` or nothing was kept."""
         lines = [line for places in self.named.values() for line in places]
         if not self.kept:
-            why = f"\n{listed(lines)}" if lines else ""
+            why = f"\n  {listed(lines)}" if lines else ""
             raise InputError(f"{self.source}: none of its {self.rows} rows can be trained on{why}", "check its format")
         if self.bad_share > most:
             raise InputError(
                 f"{self.source}: {self.bad.total()} of {self.rows} rows cannot be used ({self.summary()}), "
-                f"more than the allowed share {most:g}\n{listed(lines)}",
-                "mend the rows, or allow a larger share with --max-bad-share",
+                f"more than the allowed share {most:g}\n  {listed(lines)}",
+                "mend the rows (or raise max_tokens, if too long), or allow a larger share with --max-bad-share",
             )
 
     def summary(self) -> str:
