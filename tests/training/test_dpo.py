@@ -125,3 +125,17 @@ def test_all_weights_train_against_the_model_as_it_was(tmp_path: Path) -> None:
     before, after = make_model().state_dict(), result.model.state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert (tmp_path / "full" / "model.safetensors").is_file()
+
+
+def test_the_reference_is_computed_for_the_pairs_that_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from resafe.training.trainers import CachedDpoTrainer
+
+    asked: list[int] = []
+    plain = CachedDpoTrainer._precompute_ref_logps
+    monkeypatch.setattr(
+        CachedDpoTrainer,
+        "_precompute_ref_logps",
+        lambda self, data, name, size: asked.append(len(data)) or plain(self, data, name, size),
+    )
+    run(make_model(), tmp_path / "a", lora=LoraSettings(rank=4), steps=1)
+    assert asked == [3]  # one step of three pairs, of six

@@ -97,7 +97,33 @@ def test_harmful_share_and_held_out_prompts(base: str, data: str, tmp_path: Path
     assert json.loads((result.path / "training.json").read_text())["rows"] == 20
 
 
-def test_align_then_tune_on_top(base: str, tmp_path: Path) -> None:
+def test_align_killed_in_its_dpo_does_not_repeat_the_sft(base: str, tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    seen: list[int] = []
+
+    def stop(step: int, total: int, metrics: dict[str, float]) -> None:
+        seen.append(total)
+        if "margin" in metrics:
+            raise Stop
+
+    sft, dpo = {**QUICK, "steps": 2}, {**QUICK, "steps": 4}
+
+    def run(name: str, progress: Any = None) -> Any:
+        return align(base, out=tmp_path / name, sft=sft, dpo=dpo, examples=24, start=CPU, progress=progress)
+
+    with pytest.raises(Stop):
+        run("a", stop)
+    seen.clear()
+    run("a", lambda step, total, metrics: seen.append(total))
+    assert seen == [4, 4, 4, 4]
+    run("b")
+    first, second = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_align_runs_sft_then_dpo(base: str, tmp_path: Path) -> None:
     result = align(base, out=tmp_path / "safe", sft=QUICK, dpo={**QUICK, "beta": 0.2}, examples=24, start=CPU)
     assert result.losses[0] == pytest.approx(0.6931, abs=2e-4)  # ln 2: the reference is the adapter after SFT
     first, second = weights(tmp_path / "safe.sft"), weights(tmp_path / "safe")

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from resafe.checkpoints import Checkpoint, Precision, load_model, load_tokenizer, open_checkpoint, resolve_dtype
+from resafe.data.intake_sources import load_training
 from resafe.data.items import Example, Question
 from resafe.data.material import Material, load_material
 from resafe.data.mixes import attack_mix, split_by_prompt
+from resafe.data.overlap import evaluation_prompts, without_overlap
 from resafe.data.questions import TASKS, load_questions, task_examples
 from resafe.errors import InputError
 from resafe.evals import QuestionSet
@@ -20,7 +22,6 @@ from resafe.provenance import digest_value
 from resafe.recipe.reporter import Reporter
 from resafe.recipe.schema import Recipe, TunePart
 from resafe.recipe.stage import Run, Stage
-from resafe.registry import nearest
 
 SCORING = {"arithmetic": "number", "extraction": "exact"}
 
@@ -39,6 +40,7 @@ class Context:
     run: Run
     reporter: Reporter
     _asked: dict[Any, list[Question]] = field(default_factory=dict, repr=False)
+    _pools: dict[str, list[Example]] = field(default_factory=dict, repr=False)
 
     def check(self) -> None:
         """Opens the model and reads all data, so that what is wrong with them is found before anything is written.
@@ -122,10 +124,14 @@ class Context:
         )
 
     def task_pool(self, tune: TunePart, n: int) -> list[Example]:
-        """The first `n` training examples of a task."""
+        """The first `n` training examples of a generated task, or an instruction set without what is evaluated."""
         if tune.task in TASKS:
             return task_examples(tune.task, n)
-        raise InputError(f"no task '{tune.task}' to tune on", nearest(tune.task, TASKS))
+        data_dir = self.recipe.data.data_dir
+        if tune.task not in self._pools:
+            rows = load_training(tune.task, "examples", data_dir=data_dir).examples
+            self._pools[tune.task] = without_overlap(rows, evaluation_prompts(data_dir)).kept
+        return self._pools[tune.task]
 
     def harmful(self, part: str = "test") -> list[Question]:
         """Harmful questions of a part."""
@@ -175,9 +181,16 @@ class Context:
         """The questions of the task that the tuned model `name` was tuned on."""
         task = self.recipe.tune[name].task
         if (task, part, items) not in self._asked:
-            self._asked[task, part, items] = load_questions(task, part, limit=items, data_dir=self.recipe.data.data_dir)
+            self._asked[task, part, items] = self._task_questions(task, part, items)
         questions, scoring = tuple(self._asked[task, part, items]), cast(Scoring, SCORING.get(task, "number"))
         return QuestionSet(name, "task", questions, scoring, self.recipe.questions.task_max_new_tokens)
+
+    def _task_questions(self, task: str, part: str, items: int) -> list[Question]:
+        if task in TASKS:
+            return load_questions(task, part, limit=items)
+        # an instruction set is measured on the questions of its name; one prompt in four of them is for validation
+        found = load_questions(task, data_dir=self.recipe.data.data_dir)
+        return split_by_prompt(found, test=0.75, validation=0.24, salt="questions")[part][:items]
 
     def texts(self) -> list[str]:
         """Texts for perplexity."""

@@ -89,7 +89,7 @@ class AlignPart(Part):
 class TunePart(TrainPart):
     """Fine-tuning on a task, continuing the aligned adapter; with a harmful share it is the attack."""
 
-    task: str = Field(description="arithmetic or extraction")
+    task: str = Field(description="arithmetic, extraction, or an instruction set that has questions: gsm8k")
     examples: int = Field(ge=1, description="size of the training mix")
     harmful_share: float = Field(default=0.0, ge=0, lt=1)
 

@@ -89,6 +89,10 @@ def train_dpo(
     lengths = [2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows]
     steps = settings.total_steps(len(rows))
     order = length_grouped_order(lengths, settings.batch_size, steps, settings.seed)
+    used = sorted(set(order))  # a short run does not need the reference of pairs that it never sees
+    rows, lengths = [rows[index] for index in used], [lengths[index] for index in used]
+    places = {index: place for place, index in enumerate(used)}
+    order = [places[index] for index in order]
     trained = with_trainable(model, lora, settings.seed)
     size = settings.batch_size
 

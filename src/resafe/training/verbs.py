@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from resafe.data.material import EMBEDDED, load_material
 from resafe.data.mixes import attack_mix, split_by_prompt
 from resafe.data.overlap import evaluation_prompts, without_overlap
 from resafe.errors import InputError
+from resafe.provenance import digest_value
 from resafe.registry import nearest
 from resafe.training.dpo import train_dpo
 from resafe.training.lengths import only_fitting
@@ -172,20 +173,32 @@ def align(
         harmless=tuple(pair for pair in material.harmless if pair.id in free),
     )
     opened, tokenizer = _open(model, begin)
-    trained, lora = _model(opened, chosen, begin)
+    target = Path(out)
+    place = target.with_name(target.name + ".sft") if "dpo" in stages else target
+    rows = material.align_examples(examples or len(pairs), refusal_share, begin.seed)
+    facts["sft"] = digest_value([opened.digest, asdict(first), asdict(chosen), asdict(begin), list(map(asdict, rows))])
+    done = "dpo" in stages and "sft" in stages and _finished(place, facts["sft"])
+    if done:  # a killed call's SFT was complete: its DPO starts from there
+        opened = open_checkpoint(place)
+    trained, lora = _model(opened, chosen, replace(begin, lora=None) if done else begin)
     common: dict[str, Any] = {"tokenizer": tokenizer, "system": begin.system, "progress": progress}
     files = {"data.json": _json(facts)}
-    target = Path(out)
     result = None
-    if "sft" in stages:
-        rows = material.align_examples(examples or len(pairs), refusal_share, begin.seed)
-        place = target.with_name(target.name + ".sft") if "dpo" in stages else target
+    if "sft" in stages and not done:
         result = train_sft(model=trained, examples=rows, settings=first, out=place, lora=lora, files=files, **common)
         trained, lora = result.model, None
     if "dpo" in stages:
         result = train_dpo(model=trained, pairs=pairs, settings=second, out=target, lora=lora, files=files, **common)
     assert result is not None
     return result
+
+
+def _finished(place: Path, digest: str) -> bool:
+    """Whether the SFT with this digest lies there, complete."""
+    try:
+        return bool(json.loads((place / "data.json").read_text(encoding="utf-8"))["sft"] == digest)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _with_full(chosen: Preset, begin: Start) -> Preset:
