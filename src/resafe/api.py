@@ -24,7 +24,7 @@ from resafe.engine.request import OutputDtype
 from resafe.engine.run import Progress as FuseProgress
 from resafe.errors import InputError
 from resafe.fusion import Fusion
-from resafe.masks import Mask
+from resafe.masks.format import load_masks, save_masks
 from resafe.realign import REALIGN, Problem, write_realigned
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -210,9 +210,9 @@ def train_mask(
         harmless=harmless, data_dir=data_dir, space=space, system=system, seed=seed, device=device, dtype=dtype,
         allow_pickle=allow_pickle, progress=progress, keep=examples,
     )  # fmt: skip
-    mask = somf.function(problem, **checked).mask
+    masks = somf.function(problem, **checked).masks
     with staged(target) as stage:
-        mask.save(stage)
+        save_masks(masks, stage)
     if problem.work is not None:
         shutil.rmtree(problem.work, ignore_errors=True)
     return target
@@ -248,7 +248,7 @@ def apply_mask(
     allow_pickle = bool(others.get("allow_pickle", False))
     safe = _opened(aligned, allow_pickle)
     opened = [_opened(item, allow_pickle) for item in tuned]
-    known = Mask.load(Path(mask)).provenance
+    known = load_masks(Path(mask))[0].provenance
     if known.get("aligned") not in (None, safe.digest):
         raise InputError(
             f"{mask}: was learnt on another aligned model than {safe.reference}", "give the one it was learnt on"

@@ -7,10 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from resafe.checkpoints import open_checkpoint
 from resafe.deltas import task_vector
-from resafe.engine import Input, Request, build_plan
+from resafe.engine import Input, Request, build_plan, execute
 from resafe.errors import InputError
+from resafe.fusion import Fusion
 from resafe.masks import Mask, MaskSettings
+from resafe.masks.modules import MaskedWeight
+from resafe.realign.mask_family import mask_family
 from resafe.realign.scores import (
     agreed,
     encoded_items,
@@ -223,3 +227,47 @@ def test_further_training_needs_one_adapter_and_a_directory(lab):
     with pytest.raises(InputError, match="directory to work in"):
         family("further_training", learnable(lab))
     assert task_vector(lab.open("tuned"), lab.open("safe")).names
+
+
+def test_masks_of_their_own_are_written_and_read(lab, tmp_path):
+    """Two tuned models, a mask each: what training left, what the directory holds and what the fusion engine gives."""
+    from resafe.api import apply_mask
+    from resafe.masks.format import load_masks, save_masks
+
+    of = learnable(lab, tmp_path / "work", tuned=("full", "full2"), aligned="base")
+    found = family("somf", of, per_task=True, steps=3, batch_size=5)
+    assert found.mask is None and len(found.masks) == 2
+    assert found.facts["keep_rates"] == [mask.keep_rate for mask in found.masks]
+    assert any(not torch.equal(found.masks[0].values[key], found.masks[1].values[key]) for key in found.masks[0].values)
+    save_masks(found.masks, tmp_path / "mask")
+    read = load_masks(tmp_path / "mask")
+    references = [str(lab.root / name) for name in ("full", "full2")]
+    out = apply_mask(tmp_path / "mask", str(lab.root / "base"), references, out=tmp_path / "out", strength=1.0)
+    fused = tmp_path / "fused"
+    execute(build_plan(Request(str(lab.root / "base"), tuple(map(Input, references)), fused, "mask",
+                               {"file": str(tmp_path / "mask")}), lab.root / "cache"), threads=1)  # fmt: skip
+    one, two = open_checkpoint(out), open_checkpoint(fused)
+    for name in of.vectors[0].names:
+        if name in read[0].values:
+            wanted = of.vectors[0].aligned(name) + sum(
+                mask.weight(name) * vector.delta(name) for mask, vector in zip(read, of.vectors, strict=True)
+            )
+            torch.testing.assert_close(one.read(name), wanted, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(two.read(name), wanted, rtol=1e-6, atol=1e-6)
+    with pytest.raises(InputError, match="2 masks, and 1 tuned"):
+        apply_mask(tmp_path / "mask", str(lab.root / "base"), references[:1], out=tmp_path / "no")
+
+
+def test_what_ties_trains_on_is_what_it_writes(lab):
+    """With TIES the trained model and the exported one agree: both trim what the mask leaves."""
+    of = replace(learnable(lab, tuned=("tuned", "tuned2")), fusion=Fusion("ties", {"keep": 0.4}))
+    model, values = masked_model(of, MaskSettings(), 0)
+    torch.manual_seed(0)
+    for value in values.values.values():
+        value.data = torch.round(torch.sigmoid(torch.randn(value.shape)) * 255).div(255).clamp(0.01, 0.99).logit()
+    values.refresh()
+    masks = values.masks_of({key: torch.sigmoid(value) for key, value in values.values.items()}, MaskSettings())
+    exported = mask_family(of, masks, (1.0,)).at(1.0)
+    for module in model.modules():
+        if isinstance(module, MaskedWeight):
+            torch.testing.assert_close(module(), exported(module.name), rtol=1e-4, atol=1e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from resafe.errors import InputError
 from resafe.fusion.base import Context, Inputs, fusion_method
+from resafe.masks.format import mask_directories
 from resafe.masks.stored import StoredMask
 from resafe.tensors import weighted_sum
 
@@ -44,7 +46,7 @@ class Masks:
         named = [settings["file"]] if isinstance(settings["file"], str) else settings["file"]
         if not named:
             raise InputError("mask: no file is named", "give the directory of a mask as file")
-        files = tuple(StoredMask.open(path) for path in named)
+        files = tuple(StoredMask.open(place) for path in named for place in mask_directories(Path(path).expanduser()))
         rescale = None if settings["rescale"] == "file" else settings["rescale"]
         if any((rescale or file.settings.rescale) == "norm" for file in files):
             raise InputError(
@@ -143,7 +145,7 @@ def mask(
     Args:
         deltas: Task vectors.
         context: Coefficients w_k, and the opened masks.
-        file: The directory of a mask that all models share, or one a model.
+        file: The directory of a mask that all models share, or one a model (or the directory that holds these).
         rescale: Division of the mask by its mean in each tensor: as the file says, never, or always.
         strength: s of clip(1 − s (1 − m), 0, 1): 0 keeps the tuned model, 1 is the mask itself, more removes more.
         weight: λ.

@@ -41,6 +41,11 @@ class Fusion:
         """Whether a shared mask may be applied after the fusion instead of before it."""
         return bool(self._method.traits["linear"])
 
+    @property
+    def additive(self) -> bool:
+        """Whether it is a sum of what it makes of each task vector: masks of their own may be applied after it."""
+        return bool(self._method.traits["weighted_sum"] or self._method.traits["additive"])
+
     def resolved(self) -> dict[str, Any]:
         """All settings, defaults included, checked against the method's signature."""
         return dict(self._resolved)

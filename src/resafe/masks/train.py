@@ -15,6 +15,7 @@ from torch import Tensor
 from resafe.errors import InputError
 from resafe.masks.batches import Batches, Item
 from resafe.masks.checkpoint import load_state, save_state
+from resafe.masks.logits import MaskLogits
 from resafe.masks.losses import (
     PASS_COST,
     SMOOTHED,
@@ -24,7 +25,7 @@ from resafe.masks.losses import (
     preference_loss,
     token_divergence,
 )
-from resafe.masks.modules import MaskedWeight, MaskLogits
+from resafe.masks.modules import MaskedWeight
 from resafe.provenance import digest_value
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -109,7 +110,7 @@ def pass_cost(model: torch.nn.Module) -> float:
     On two cores 71 million masked entries of a 135-million model cost, with their gradients, as much as 220 tokens.
     """
     masked = sum(module.aligned.numel() for module in model.modules() if isinstance(module, MaskedWeight))
-    return PASS_COST + 600 * masked / sum(parameter.numel() for parameter in model.parameters())
+    return PASS_COST + 600 * masked / sum(p.numel() for p in model.parameters() if not p.requires_grad)
 
 
 def _pair_log_probabilities(model: Any, items: Sequence[Item], pad_id: int, cost: float) -> Tensor:
@@ -204,6 +205,7 @@ class MaskTrainer:
 
     def loss(self, batch: Sequence[Item]) -> tuple[Tensor, dict[str, float]]:
         """The objective on one batch and its metrics, under TRL's names where TRL has one."""
+        self.logits.refresh()
         if self.settings.loss == "sft":
             loss, metrics = self._sft(batch)
         else:

@@ -25,18 +25,31 @@ SIDES = ("safety", "harmless", "task")
 _BATCH = 16
 
 
-def masked_model(problem: Problem, settings: MaskSettings, seed: int) -> tuple[Any, MaskLogits]:
-    """A fresh model with the problem's task vectors behind masks, and the masks' logits."""
+def masked_model(
+    problem: Problem, settings: MaskSettings, seed: int, storage: torch.dtype = torch.float32
+) -> tuple[Any, MaskLogits]:
+    """A fresh model with the problem's task vectors behind masks, and the masks' logits.
+
+    F's first pass over the whole model (TIES' thresholds) is taken over the task vectors as they are masked, as the
+    published loop does and as it is where the mask is applied, and not once over the unmasked ones.
+    """
     fusion: Fusion = problem.fusion
-    statistics = fusion.statistics(problem.names, lambda name: [vector.delta(name) for vector in problem.vectors])
+
+    def fitted(read: Callable[[str], Sequence[Tensor]]) -> Callable[[str, Sequence[Tensor]], Tensor]:
+        statistics = fusion.statistics(problem.names, read)
+        return lambda name, deltas: fusion.combine(name, deltas, statistics)
+
     model = problem.models().plain()
     logits = install_masks(
         model,
         problem.vectors,
         settings,
         seed=seed,
-        combine=lambda name, deltas: fusion.combine(name, deltas, statistics),
+        combine=fusion.combine,
         linear=fusion.linear,
+        additive=fusion.additive,
+        refit=fitted if fusion.rounds("model") > 0 else None,
+        storage=storage,
     )
     return model, logits
 
@@ -96,6 +109,7 @@ def mask_gradients(
     ordered = sorted((item for item in items if scales.get(item.side)), key=lambda item: len(item.chosen))
     batches = [ordered[start : start + _BATCH] for start in range(0, len(ordered), _BATCH)]
     logits.zero_grad(set_to_none=True)
+    logits.refresh()
     for number, batch in enumerate(batches):
         sums, lengths = answer_log_probabilities(model, [item.chosen for item in batch], pad_id)
         weights = torch.tensor([scales[item.side] / sizes[item.side] for item in batch], device=sums.device)

@@ -56,6 +56,6 @@ def selector(
 
     def at(share: float) -> Realigned:
         plain = replace(settings, sampling="deterministic", initial=0.0)
-        return mask_family(problem, logits.mask_of(masks[share], plain), (1.0,)).at(1.0)
+        return mask_family(problem, logits.masks_of(masks[share], plain), (1.0,)).at(1.0)
 
     return Family("removed share", grid, at, {"entries": sum(score.numel() for score in scores.values())})

@@ -14,6 +14,7 @@ from resafe.masks import PRESETS, Mask, MaskLogits, MaskSettings, MaskTrainer, T
 from resafe.masks.batches import Item
 from resafe.masks.checkpoint import load_state, save_state
 from resafe.masks.concrete import Export, Granularity, Rescale, Sampling
+from resafe.masks.format import load_masks
 from resafe.masks.losses import LossName
 from resafe.masks.train import Reference
 from resafe.provenance import digest_value
@@ -72,8 +73,8 @@ def train_mask(
     keep: float,
     warm: WarmStart | None = None,
     answer_tokens: int | None = None,
-) -> Mask:
-    """Trains one mask for a problem and exports it.
+) -> tuple[Mask, ...]:
+    """Trains one mask for a problem, or one for each of its task vectors, and exports it.
 
     Raises:
         InputError: No model or no safety pairs were given, or the task vectors do not fit the model.
@@ -95,7 +96,7 @@ def train_mask(
         for key, value in logits.values.items()
     }
     facts = {"training": asdict(training), "export": export, "metrics": metrics}
-    return logits.mask_of(values, settings, facts | _digests(problem))
+    return logits.masks_of(values, settings, facts | _digests(problem))
 
 
 def _digests(problem: Problem) -> dict[str, Any]:
@@ -129,6 +130,7 @@ def somf(
     label_smoothing: float | None = None,
     export: Export | None = None,
     keep: float = 0.5,
+    per_task: bool | None = None,
     strengths: tuple[float, ...] = (0.9, 1.0, 1.1),
     shuffle: bool = False,
     answer_tokens: int | None = None,
@@ -159,6 +161,7 @@ def somf(
         label_smoothing: Share of pairs taken to be labelled wrongly, for "robust" and "exo_pair".
         export: What leaves training.
         keep: Keep rate of the "top_k" export.
+        per_task: A mask of its own for each tuned model, in place of one that all share.
         strengths: Grid of the mask's strength; 1 is the mask itself.
         shuffle: Shuffle the mask within each tensor: the control for what the mask knows.
         answer_tokens: Tokens of the pairs' answers that count; whether to refuse is decided in the first few.
@@ -168,11 +171,18 @@ def somf(
         mask: A mask directory to apply instead of training one.
     """
     if mask is not None:
-        return mask_family(problem, Mask.load(mask), strengths, shuffle=shuffle)
+        return mask_family(problem, load_masks(mask), strengths, shuffle=shuffle)
     chosen = PRESETS[preset]
     settings = replace(
         chosen.mask,
-        **_given(granularity=granularity, sampling=sampling, temperature=temperature, rescale=rescale, initial=initial),
+        **_given(
+            granularity=granularity,
+            sampling=sampling,
+            temperature=temperature,
+            rescale=rescale,
+            initial=initial,
+            per_task=per_task,
+        ),
     )
     training = replace(
         chosen.training,
