@@ -62,6 +62,7 @@ class MaskLogits(nn.Module):
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._refit: Refit | None = None
         self._read: Callable[[str], Sequence[Tensor]] | None = None
+        self._inside: Callable[[str | None], None] = lambda name: None
         self._combines: dict[Reading, Combine] = {}
 
     def key(self, name: str, task: int = 0) -> str:
@@ -142,6 +143,10 @@ class MaskLogits(nn.Module):
         """Says how F's first pass over the model is taken (see `refresh`), and where masked task vectors come from."""
         self._refit, self._read = refit, read
 
+    def read_inside(self, inside: Callable[[str | None], None]) -> None:
+        """Says what makes a tensor readable outside its module's forward; called with None after the last one."""
+        self._inside = inside
+
     def refresh(self) -> None:
         """Takes F's first pass (TIES' thresholds) anew over the task vectors as they are masked now.
 
@@ -149,9 +154,14 @@ class MaskLogits(nn.Module):
         """
         if self._refit is None or self._reading == "zeros" or (self._reading == "ones" and "ones" in self._combines):
             return
-        assert self._read is not None
         with torch.no_grad():
-            self._combines[self._reading] = self._refit(self._read)
+            self._combines[self._reading] = self._refit(self._now)
+            self._inside(None)
+
+    def _now(self, name: str) -> Sequence[Tensor]:
+        assert self._read is not None
+        self._inside(name if name in self.shapes else None)
+        return self._read(name)
 
     def combine(self, otherwise: Combine) -> Combine:
         """F for the present reading: with the totals of `refresh` where it has a first pass over the model."""

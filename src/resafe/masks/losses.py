@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -38,12 +38,29 @@ class Encoded:
         return len(self.prompt) + len(self.answer)
 
 
+class Share(Protocol):
+    """This process's share of a batch that several compute together (see `resafe.masks.processes`)."""
+
+    @property
+    def world(self) -> int:
+        """How many processes there are."""
+        ...
+
+    def rows(self, rows: Sequence[int], lengths: Sequence[int]) -> tuple[list[int], bool]:
+        """Its rows of a pass, and whether they count."""
+        ...
+
+    def everywhere(self, own: Tensor) -> Tensor:
+        """The sum over all processes."""
+        ...
+
+
 PASS_COST = 64
 """What one more pass through the model costs beside its tokens, in tokens (measured with adapters on two cores)."""
 
 
 def answer_log_probabilities(
-    model: Any, sequences: Sequence[Encoded], pad_id: int, pass_cost: float = PASS_COST
+    model: Any, sequences: Sequence[Encoded], pad_id: int, pass_cost: float = PASS_COST, share: Share | None = None
 ) -> tuple[Tensor, Tensor]:
     """Σ log p(answer | prompt) of each sequence.
 
@@ -55,15 +72,32 @@ def answer_log_probabilities(
         sequences: The batch.
         pad_id: Token for padding; masked, so its value does not matter.
         pass_cost: Cost of one more pass, in tokens.
+        share: Of several processes, this one's share of the work; None does all of it.
 
     Returns:
         Log-probabilities in nats, shape (batch,), float32, and the answers' lengths in tokens, shape (batch,).
     """
-    groups = length_groups([len(sequence) for sequence in sequences], pass_cost)
+    sizes = [len(sequence) for sequence in sequences]
+    groups = length_groups(sizes, pass_cost)
+    if share is not None and share.world > 1:
+        return _shared(model, sequences, pad_id, groups, share)
     sums = [_sums(model, [sequences[row] for row in group], pad_id) for group in groups]
     rows = torch.tensor([row for group in groups for row in group], device=sums[0].device)
     lengths = torch.tensor([len(sequence.answer) for sequence in sequences], device=rows.device)
     return torch.cat(sums)[rows.argsort()], lengths
+
+
+def _shared(
+    model: Any, sequences: Sequence[Encoded], pad_id: int, groups: Sequence[Sequence[int]], share: Share
+) -> tuple[Tensor, Tensor]:
+    """The same with the rows of each pass dealt out to the processes; the values of all reach every one of them."""
+    device = next(model.parameters()).device
+    own = torch.zeros(len(sequences), device=device)
+    for group in groups:
+        rows, counted = share.rows(group, [len(sequence) for sequence in sequences])
+        sums = _sums(model, [sequences[row] for row in rows], pad_id)
+        own = own.index_add(0, torch.tensor(rows, device=device), sums if counted else 0 * sums)
+    return share.everywhere(own), torch.tensor([len(sequence.answer) for sequence in sequences], device=device)
 
 
 def length_groups(lengths: Sequence[int], pass_cost: float) -> list[list[int]]:

@@ -18,7 +18,9 @@ from resafe.errors import InputError
 from resafe.fusion import Fusion
 from resafe.masks import MaskLogits, MaskSettings, encode_items, install_masks
 from resafe.masks.batches import Item
+from resafe.masks.logits import whole
 from resafe.masks.losses import answer_log_probabilities
+from resafe.masks.processes import ALONE, Processes
 from resafe.realign.base import Problem
 
 SIDES = ("safety", "harmless", "task")
@@ -91,6 +93,7 @@ def mask_gradients(
     scales: dict[str, float],
     pad_id: int,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
+    processes: Processes = ALONE,
 ) -> dict[str, Tensor]:
     """Gradient in m of Σ_side w_side · (mean negative log-likelihood per token of the side's items), at the present m.
 
@@ -101,6 +104,7 @@ def mask_gradients(
         scales: Side → weight.
         pad_id: Padding token.
         progress: Called with (batches done, batches, figures).
+        processes: This process among those over which the model is sharded.
 
     Returns:
         Key → gradient, float32, shape of the logits.
@@ -111,13 +115,16 @@ def mask_gradients(
     logits.zero_grad(set_to_none=True)
     logits.refresh()
     for number, batch in enumerate(batches):
-        sums, lengths = answer_log_probabilities(model, [item.chosen for item in batch], pad_id)
+        sums, lengths = answer_log_probabilities(model, [item.chosen for item in batch], pad_id, share=processes)
         weights = torch.tensor([scales[item.side] / sizes[item.side] for item in batch], device=sums.device)
         loss = (weights * -sums / lengths).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss if processes.world == 1 else loss * processes.world).backward()  # type: ignore[no-untyped-call]
         if progress:
             progress(number + 1, len(batches), {"loss": float(loss.detach())})
-    return {key: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for key, p in logits.values.items()}
+    return {
+        key: torch.zeros_like(whole(p.detach())) if p.grad is None else whole(p.grad.detach()).clone()
+        for key, p in logits.values.items()
+    }
 
 
 def agreed(safety: Tensor, *others: Tensor) -> Tensor:
@@ -133,6 +140,7 @@ def removal_scores(
     examples: int,
     pad_id: int,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
+    processes: Processes = ALONE,
 ) -> dict[str, Tensor]:
     """∂L_safety/∂m of every entry whose removal hurts no other side, zero for the others.
 
@@ -146,13 +154,14 @@ def removal_scores(
         examples: Items of each side that are used, in order.
         pad_id: Padding token.
         progress: Called with (batches done, batches, figures), anew for each side.
+        processes: This process among those over which the model is sharded.
 
     Returns:
         Key → score, float32, shape of the logits.
     """
     few = first_of_each_side(items, examples)
     sides = [side for side in SIDES if any(item.side == side for item in few)]
-    gradients = [mask_gradients(model, logits, few, {side: 1.0}, pad_id, progress) for side in sides]
+    gradients = [mask_gradients(model, logits, few, {side: 1.0}, pad_id, progress, processes) for side in sides]
     if len(sides) == 1:
         return gradients[0]
     return {key: agreed(*(gradient[key] for gradient in gradients)) for key in gradients[0]}
