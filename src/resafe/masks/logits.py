@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from resafe.masks.concrete import MaskSettings, form_mask, logits_key, logits_shape, oriented, rescaled
 from resafe.masks.format import Mask
@@ -24,16 +23,26 @@ Refit = Callable[[Callable[[str], Sequence[Tensor]]], Combine]
 Reading = Literal["trained", "ones", "zeros", "random"]
 
 
+def sharded(tensor: Tensor) -> bool:
+    """Whether it is torch's DTensor, whose module takes a third of a second to import."""
+    return hasattr(tensor, "full_tensor")
+
+
 def whole(tensor: Tensor) -> Tensor:
     """The full tensor of one that may be sharded; then every process must ask for it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    found: Any = tensor
+    full: Tensor = found.full_tensor() if sharded(tensor) else tensor
+    return full
 
 
 def assign(target: Tensor, value: Tensor) -> None:
     """Copies a full tensor into one that may be sharded."""
     with torch.no_grad():
-        if isinstance(target, DTensor):
-            value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+        if sharded(target):
+            from torch.distributed.tensor import distribute_tensor
+
+            like: Any = target
+            value = distribute_tensor(value.to(target.device), like.device_mesh, like.placements)
         target.copy_(value)
 
 
@@ -183,7 +192,8 @@ class MaskLogits(nn.Module):
 
     def removed_share(self) -> Tensor:
         """mean(1 − σ(φ)) over all logits, differentiable; of sharded logits the part of this process's shards."""
-        local = [v.to_local() if isinstance(v, DTensor) else v for v in self.values.values()]
+        held_here: Any = self.values.values()
+        local = [v.to_local() if sharded(v) else v for v in held_here]
         kept = torch.stack([torch.sigmoid(value).sum() for value in local]).sum()
         held, count = sum(v.numel() for v in local), sum(value.numel() for value in self.values.values())
         return 1 - kept / count if held == count else (held - kept) / count

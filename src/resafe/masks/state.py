@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from resafe.masks.checkpoint import load_state, save_state
-from resafe.masks.logits import MaskLogits, assign
+from resafe.masks.logits import MaskLogits, assign, sharded
 from resafe.masks.processes import Processes
 
 _FILE, _SHARDED, _DONE = "checkpoint.safetensors", "checkpoint-", "resafe.json"
@@ -75,7 +74,7 @@ def load_training(
 
 def _plain(moment: str, value: Any) -> dict[str, Tensor]:
     """The plain tensors of a moment: itself, or the parts of one in eight bits."""
-    if isinstance(value, DTensor) or not hasattr(value, "__tensor_flatten__"):
+    if sharded(value) or not hasattr(value, "__tensor_flatten__"):
         return {moment: value}
     parts, _ = value.__tensor_flatten__()
     return {f"{moment}.{part}": getattr(value, part) for part in parts}
