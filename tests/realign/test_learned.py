@@ -22,6 +22,7 @@ from resafe.realign.scores import (
     mask_gradients,
     masked_model,
     removal_mask,
+    second_order,
     turned,
 )
 from resafe.realign.somf import WarmStart, warm_logits
@@ -271,3 +272,60 @@ def test_what_ties_trains_on_is_what_it_writes(lab):
     for module in model.modules():
         if isinstance(module, MaskedWeight):
             torch.testing.assert_close(module(), exported(module.name), rtol=1e-4, atol=1e-6)
+
+
+def test_second_order_scores_by_hand(lab):
+    of = learnable(lab)
+    model, values = masked_model(of, MaskSettings(granularity="tensor", sampling="direct", initial=1.0), 0)
+    items, pad = encoded_items(of)
+    few = [item for item in items if item.side == "safety"]
+    found = second_order(model, values, few, pad)
+    plain = lab.adapted("tuned")
+    factors = {n.replace(".default", ""): p for n, p in plain.named_parameters() if "lora_" in n}
+    for parameter in factors.values():
+        parameter.requires_grad_(True)
+    wanted = dict.fromkeys(of.names, 0.0)
+    for item in few:
+        plain.zero_grad()
+        ids = torch.tensor([item.chosen.prompt + item.chosen.answer])
+        start, count = len(item.chosen.prompt), len(item.chosen.answer)
+        picked = plain(input_ids=ids).logits[0, start - 1 : -1].log_softmax(-1)
+        (-picked.gather(1, ids[0, start:, None]).mean()).backward()
+        for name in of.names:
+            slope = float((of.vectors[0].delta(name) * factors[name].grad).sum())  # of a scale on the whole tensor
+            wanted[name] += (slope - 0.5 * count * slope**2) / len(few)
+    for name in of.names:
+        assert float(found[name]) == pytest.approx(wanted[name], rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("granularity", ["entry", "row", "rank"])
+@pytest.mark.parametrize("fisher", [False, True])
+def test_selector_over_several_tasks(lab, granularity, fisher):
+    of = learnable(lab, tuned=("tuned", "tuned2"))
+    of = replace(of, fusion=Fusion("average"))
+    found = family("selector", of, granularity=granularity, shares=[0.3], examples=2, fisher=fisher, per_task=True)
+    removed = 0
+    for name in of.names:
+        value = found.at(0.3)(name)
+        parts = [vector.delta(name) for vector in of.vectors]
+        left = value - of.vectors[0].aligned(name)
+        keeps = [torch.zeros_like(left), parts[0] / 2, parts[1] / 2, (parts[0] + parts[1]) / 2]
+        distance = torch.stack([(left - keep).abs() for keep in keeps]).amin(0)
+        assert float(distance.max()) < 1e-6  # every entry is that of neither, of one or of both tasks
+        removed += int(((left - keeps[3]).abs() > 1e-7).sum())
+    assert removed > 0
+
+
+def test_selector_on_full_weights(lab):
+    of = learnable(lab, tuned=("full",), aligned="base")
+    found = family("selector", of, granularity="row", shares=[0.2], examples=2)
+    rows = 0
+    for name in of.names:
+        aligned, delta, value = of.vectors[0].aligned(name), of.vectors[0].delta(name), found.at(0.2)(name)
+        if "_proj" not in name:
+            assert torch.equal(value, aligned)
+            continue
+        gone = (value == aligned).all(1)
+        rows += int(gone.sum())
+        torch.testing.assert_close(value[~gone], (aligned + delta)[~gone])
+    assert 0 < rows <= round(0.2 * found.facts["entries"])

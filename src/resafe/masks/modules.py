@@ -7,15 +7,14 @@ trainable parameters of the same module; only they learn. Knows nothing of losse
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from resafe.deltas import DifferenceVector, TaskVector
-from resafe.deltas.lora import factor_modules
+from resafe.deltas import TaskVector
 from resafe.errors import InputError
 from resafe.masks.concrete import MaskSettings, norm_kept
 from resafe.masks.logits import Combine, MaskLogits, Refit
@@ -185,8 +184,9 @@ def install_masks(
         made[name] = MaskedWeight(name, aligned.to(storage), held, logits, None if linear or additive else combine)
         return made[name]
 
-    if isinstance(vectors[0], DifferenceVector) and vectors[0].tuned.kind == "adapter":
-        _install_lora(model, vectors[0], weight)
+    factors = vectors[0].factor_modules()
+    if factors is not None:
+        _install_lora(model, factors, weight)
     else:
         _install_full(model, vectors[0], weight)
     logits.vectors_digest = hasher.hexdigest()
@@ -207,8 +207,10 @@ def _masked_now(weight: MaskedWeight | None, vectors: Sequence[TaskVector], name
     return [torch.zeros(vector.shape(name)) for vector in vectors] if weight is None else weight.masked()
 
 
-def _install_lora(model: nn.Module, vector: DifferenceVector, weight: Callable[[str], MaskedWeight]) -> None:
-    for module, (a, b, scale) in factor_modules(vector.tuned).items():
+def _install_lora(
+    model: nn.Module, factors: Mapping[str, tuple[str, str, float]], weight: Callable[[str], MaskedWeight]
+) -> None:
+    for module, (a, b, scale) in factors.items():
         base = _linear(model, module)
         _replace(model, module, MaskedLora(base, weight(a), weight(b), scale))
 
