@@ -72,6 +72,19 @@ def test_a_killed_run_of_two_ends_as_one_that_was_not(lab, together):
     close(alone.logits_of(went_on), alone.logits_of(straight), 1e-4)
 
 
+def test_layers_computed_again_in_bfloat16_have_the_same_gradients(lab):
+    """In bfloat16 a CPU computes short attention in another way, and so it must when it computes it again."""
+    found = []
+    for again in (False, True):
+        made = alone.trainer(lab, "default", again=again, dtype=torch.bfloat16)
+        assert made.model.config._attn_implementation == "sdpa"
+        made.loss(made.batches.at(0))[0].backward()
+        found.append({key: value.grad for key, value in made.logits.values.items()})
+    for key, gradient in found[0].items():
+        assert torch.equal(gradient, found[1][key]), key
+    assert made.model.config._attn_implementation == "sdpa"
+
+
 def test_rows_are_dealt_out_and_everyone_takes_part():
     lengths = [5, 1, 9, 3, 7]
     assert Processes().rows([0, 2, 4], lengths) == ([0, 2, 4], True)

@@ -43,12 +43,16 @@ CASES: dict[str, tuple[tuple[str, ...], str, MaskSettings, TrainSettings, Fusion
 }
 
 
-def trainer(lab: Lab, case: str, work: Path | None = None, again: bool = False, **more: Any) -> MaskTrainer:
+def trainer(
+    lab: Lab, case: str, work: Path | None = None, again: bool = False, dtype: Any = torch.float32, **more: Any
+) -> MaskTrainer:
     from resafe.deltas import task_vector
 
     tuned, aligned, mask, training, fusion = CASES[case]
     vectors = [task_vector(lab.open(name), lab.open(aligned)) for name in tuned]
     model, logits = masked_model(Problem(vectors, fusion, source=Source(lab)), mask, 0)
+    model.to(dtype)
+    logits.to(torch.float32)
     if again:
         checkpoint_layers(model)
     processes = launched()

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from resafe.checkpoints.attention import attention_as
 from resafe.errors import InputError
 from resafe.masks.modules import MaskedLinear
 from resafe.masks.processes import blocks
@@ -67,16 +68,22 @@ def checkpoint_layers(model: nn.Module) -> None:
     transformers' own switch works in training mode only, with dropout; here the model stays in evaluation mode.
     """
     for layer in blocks(model):
-        object.__setattr__(layer, "forward", _again(layer.forward))
+        object.__setattr__(layer, "forward", _again(layer.forward, model))
     for module in model.modules():
         if isinstance(module, MaskedLinear):
             module.again = False  # its layer is computed again as a whole
 
 
-def _again(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _again(forward: Callable[..., Any], model: Any) -> Callable[..., Any]:
     def computed(*arguments: Any, **named: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*arguments, **named)
-        return checkpoint(forward, *arguments, use_reentrant=False, preserve_rng_state=False, **named)
+        attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
+
+        def as_before(*arguments: Any, **named: Any) -> Any:
+            with attention_as(model, attention):  # what a caller set for the forward pass is over in the backward pass
+                return forward(*arguments, **named)
+
+        return checkpoint(as_before, *arguments, use_reentrant=False, preserve_rng_state=False, **named)
 
     return computed
