@@ -124,7 +124,7 @@ def speedups(base: Any, safe: Any, tuned: Any, rounds: int) -> dict[str, float]:
     print(f"{'space':9} {'published s':>12} {'resafe s':>9} {'speed-up':>9}")
     for space, key in SPACES.items():
         vector = task_vector(tuned, safe, space)  # type: ignore[arg-type]
-        made = trainer(base, vector, items, pad_id, settings, "deterministic", EngineSettings())
+        made = trainer(base, vector, items, pad_id, settings, "deterministic", EngineSettings(share_prompts=True))
         policy, reference, optimizer = published_pair(base, vector)
         theirs = partial(published_step, policy, reference, chosen, rejected, pad_id, optimizer)
         theirs_s, ours_s = alternate(theirs, partial(made.step, 0), rounds)  # the cached reference: in the warm-up

@@ -53,6 +53,12 @@ def test_gradients_are_those_of_one_process(lab, together, case):
 @pytest.mark.slow
 def test_scores_and_checkpointed_layers(lab, together):
     close(together[0]["scores"], alone.scores(alone.trainer(lab, "default")))
+    shared = alone.trainer(lab, "dpo", engine=EngineSettings(share_prompts=True))
+    one = {key: value for key, value in alone.first_step(shared).items() if not key.startswith("logits/")}
+    close({key: together[0]["shared prompts"][key] for key in one}, one)
+    apart = alone.first_step(alone.trainer(lab, "dpo"))
+    close(one, {key: apart[key] for key in one}, 5e-6)
+    assert shared.shares_prompts()
     close(together[0]["checkpointed"], together[0]["default"])
     close(alone.first_step(alone.trainer(lab, "default", again=True)), alone.first_step(alone.trainer(lab, "default")))
 

@@ -44,7 +44,13 @@ CASES: dict[str, tuple[tuple[str, ...], str, MaskSettings, TrainSettings, Fusion
 
 
 def trainer(
-    lab: Lab, case: str, work: Path | None = None, again: bool = False, dtype: Any = torch.float32, **more: Any
+    lab: Lab,
+    case: str,
+    work: Path | None = None,
+    again: bool = False,
+    dtype: torch.dtype = torch.float32,
+    engine: EngineSettings | None = None,
+    **more: Any,
 ) -> MaskTrainer:
     from resafe.deltas import task_vector
 
@@ -58,9 +64,7 @@ def trainer(
     processes = launched()
     if processes.world > 1:
         shard(model, logits)
-    return MaskTrainer(
-        model, logits, ITEMS, training, pad_id=1, work=work, processes=processes, engine=EngineSettings(), **more
-    )
+    return MaskTrainer(model, logits, ITEMS, training, pad_id=1, work=work, processes=processes, engine=engine, **more)
 
 
 def first_step(made: MaskTrainer) -> dict[str, torch.Tensor]:
@@ -99,6 +103,7 @@ def main(root: Path, out: Path) -> None:
     found: dict[str, Any] = {}
     for case in CASES:
         found[case] = first_step(trainer(lab, case))
+    found["shared prompts"] = first_step(trainer(lab, "dpo", engine=EngineSettings(share_prompts=True)))
     found["scores"] = scores(trainer(lab, "default"))
     found["checkpointed"] = first_step(trainer(lab, "default", again=True))
     straight = trainer(lab, "dpo")

@@ -32,12 +32,14 @@ class EngineSettings:
             the losses are float32 in any case.
         optimizer: AdamW, or AdamW with moments in eight bits.
         report_to: Trackers, by the names that transformers knows them under: tensorboard, wandb, trackio, mlflow, …
+        share_prompts: Compute the prompt of a pair once for both answers, where the model is found able to.
     """
 
     gradient_checkpointing: bool = False
     storage: StorageName = "float32"
     optimizer: OptimizerName = "adamw"
     report_to: tuple[str, ...] = ()
+    share_prompts: bool = False
 
     @property
     def dtype(self) -> torch.dtype:

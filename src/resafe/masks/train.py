@@ -28,6 +28,7 @@ from resafe.masks.losses import (
     token_divergence,
 )
 from resafe.masks.modules import MaskedWeight
+from resafe.masks.pairs import pair_log_probabilities, shares_prompts
 from resafe.masks.processes import ALONE, Processes
 from resafe.masks.state import load_training, save_training, set_rate
 from resafe.masks.trackers import Trackers
@@ -103,6 +104,7 @@ def reference_log_probabilities(
     pad_id: int,
     batch_size: int,
     processes: Processes = ALONE,
+    shared: bool = False,
 ) -> Tensor:
     """The log π_ref of (chosen, rejected) for every pair, shape (items, 2), zeros for items without rejected answer."""
     table = torch.zeros(len(items), 2)
@@ -111,7 +113,9 @@ def reference_log_probabilities(
     with torch.no_grad(), logits.reading("ones" if which == "tuned" else "zeros"):
         for start in range(0, len(order), batch_size):
             chunk = order[start : start + batch_size]
-            table[[item.index for item in chunk]] = _pair_log_probabilities(model, chunk, pad_id, cost, processes).cpu()
+            table[[item.index for item in chunk]] = _pair_log_probabilities(
+                model, chunk, pad_id, cost, processes, shared
+            ).cpu()
     return table
 
 
@@ -125,8 +129,11 @@ def pass_cost(model: torch.nn.Module) -> float:
 
 
 def _pair_log_probabilities(
-    model: Any, items: Sequence[Item], pad_id: int, cost: float, processes: Processes = ALONE
+    model: Any, items: Sequence[Item], pad_id: int, cost: float, processes: Processes = ALONE, shared: bool = False
 ) -> Tensor:
+    if shared:
+        pairs = [(item.chosen, item.rejected) for item in items if item.rejected]
+        return pair_log_probabilities(model, pairs, pad_id, cost, processes)
     both = [item.chosen for item in items] + [item.rejected for item in items if item.rejected]
     sums, _ = answer_log_probabilities(model, both, pad_id, cost, processes)
     return torch.stack([sums[: len(items)], sums[len(items) :]], dim=1)
@@ -168,6 +175,7 @@ class MaskTrainer:
         self.engine, self.processes = engine or EngineSettings(), processes
         self.optimizer = make_optimizer(self.engine.optimizer, logits.parameters(), settings.learning_rate)
         self._reference: Tensor | None = None
+        self._shared: bool | None = None
         self._pass_cost = pass_cost(model)
         start = hashlib.sha256()
         for _, parameter in sorted(logits.values.items()):
@@ -180,7 +188,8 @@ class MaskTrainer:
             (i.side, i.chosen.prompt, i.chosen.answer, i.rejected.answer if i.rejected else ()) for i in self.items
         ]
         start = [self.logits.vectors_digest, self._start]
-        running = [] if self.engine.optimizer == "adamw" else [self.engine.optimizer]
+        running: list[str] = [] if self.engine.optimizer == "adamw" else [self.engine.optimizer]
+        running += ["shared prompts"] if self.engine.share_prompts else []
         return digest_value([asdict(self.settings), asdict(self.logits.settings), tokens, start, *running])
 
     def reference(self) -> Tensor:
@@ -192,7 +201,7 @@ class MaskTrainer:
             if not self.processes.agree(stored is not None):
                 which = self.settings.reference
                 table = reference_log_probabilities(
-                    self.model, self.logits, self.items, which, self.pad_id, 32, self.processes
+                    self.model, self.logits, self.items, which, self.pad_id, 32, self.processes, self.shares_prompts()
                 )
                 stored = {"log_probabilities": table}
                 if path and self.processes.main:
@@ -291,12 +300,29 @@ class MaskTrainer:
         metrics = {f"nll/{side}": float(per_token[rows[side]].mean().detach()) for side in sides}
         return per_token.mean(), metrics
 
+    def shares_prompts(self) -> bool:
+        """Whether the prompt of a pair is computed once for both answers: asked for, and the model is able to."""
+        if not self.engine.share_prompts:
+            return False
+        if self._shared is None:
+            pairs = [(item.chosen, item.rejected) for item in self.items if item.rejected]
+            same = [pair for pair in pairs if pair[0].prompt == pair[1].prompt]
+            with self.logits.reading("ones"):
+                able = len(same) == len(pairs) > 0 and shares_prompts(self.model, pairs[0], self.pad_id)
+            self._shared = self.processes.agree(able)
+        return self._shared
+
+    def _pairs(self, pairs: Sequence[Item]) -> Tensor:
+        return _pair_log_probabilities(
+            self.model, pairs, self.pad_id, self._pass_cost, self.processes, self.shares_prompts()
+        )
+
     def _preference(self, batch: Sequence[Item]) -> tuple[Tensor, dict[str, float]]:
         pairs = [item for item in batch if item.rejected]
-        table = _pair_log_probabilities(self.model, pairs, self.pad_id, self._pass_cost, self.processes)
+        table = self._pairs(pairs)
         if self.settings.reference == "random":
             with torch.no_grad(), self.logits.reading("random"):
-                fixed = _pair_log_probabilities(self.model, pairs, self.pad_id, self._pass_cost, self.processes)
+                fixed = self._pairs(pairs)
         else:
             fixed = self.reference()[[item.index for item in pairs]].to(table.device)
         if self.settings.loss == "ipo":  # TRL averages over the answer's tokens for this loss

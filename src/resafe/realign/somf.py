@@ -153,6 +153,7 @@ def somf(
     storage: StorageName = "float32",
     optimizer: OptimizerName = "adamw",
     report_to: tuple[str, ...] = (),
+    share_prompts: bool | None = None,
     strengths: tuple[float, ...] = (0.9, 1.0, 1.1),
     shuffle: bool = False,
     answer_tokens: int | None = None,
@@ -188,6 +189,8 @@ def somf(
         storage: Precision in which aligned weights and task vectors are held in training.
         optimizer: "adamw", or "adamw_8bit" with moments of a byte each (needs torchao).
         report_to: Trackers: tensorboard, wandb, trackio, mlflow, …
+        share_prompts: Compute the prompt of a pair once for both answers, where the model is found able to; by default
+            all but the paper's preset does.
         strengths: Grid of the mask's strength; 1 is the mask itself.
         shuffle: Shuffle the mask within each tensor: the control for what the mask knows.
         answer_tokens: Tokens of the pairs' answers that count; whether to refuse is decided in the first few.
@@ -222,6 +225,9 @@ def somf(
     share = chosen.warm_share if warm_share is None else warm_share
     warm = WarmStart(share, warm_removed, warm_kept) if share > 0 else None
     tokens = answer_tokens or chosen.answer_tokens
-    engine = EngineSettings(gradient_checkpointing, storage, optimizer, report_to)
+    engine = EngineSettings(
+        gradient_checkpointing, storage, optimizer, report_to,
+        preset != "paper" if share_prompts is None else share_prompts,
+    )  # fmt: skip
     trained = train_mask(problem, settings, training, export or chosen.export, keep, warm, tokens, engine)
     return mask_family(problem, trained, strengths, shuffle=shuffle)
