@@ -175,7 +175,7 @@ def test_somf_writes_an_adapter(lab, tmp_path, settings):
     lab.open("base").digest  # noqa: B018
     tuned = Input(f"{lab.root / 'base'}+{lab.root / 'tuned'}", "tuned")
     request = Request(str(lab.root / "base"), (tuned,), tmp_path / "f", "mask", {"file": str(tmp_path / "mask")})
-    with pytest.raises(InputError, match="made for another base|keeps the norm"):
+    with pytest.raises(InputError, match="made for another base"):
         build_plan(request, lab.root / "cache")
 
 

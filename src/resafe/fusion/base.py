@@ -103,6 +103,11 @@ class Companion(Protocol):
         ...
 
     @property
+    def whole(self) -> bool:
+        """Whether the method then needs whole tensors, whatever it needs otherwise."""
+        ...
+
+    @property
     def base(self) -> str | None:
         """The digest of the one base it belongs to; None where it fits any or does not say."""
         ...
