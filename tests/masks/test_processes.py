@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from resafe.errors import InputError
+from resafe.masks import MaskTrainer
 from resafe.masks.engine import EngineSettings, make_optimizer
 from resafe.masks.processes import Processes, blocks, launched
 from tests.evals.tiny import tiny_model
@@ -120,6 +121,15 @@ def test_eight_bits_need_torchao(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.optim", None)
     with pytest.raises(InputError, match="needs the package torchao"):
         make_optimizer("adamw_8bit", [torch.nn.Parameter(torch.zeros(2))], 0.1)
+
+
+def test_eight_bits_are_for_one_process(lab):
+    made = alone.trainer(lab, "default")
+    with pytest.raises(InputError, match="trains in one process"):
+        MaskTrainer(
+            made.model, made.logits, made.items, made.settings, pad_id=1, processes=Processes(0, 2),
+            engine=EngineSettings(optimizer="adamw_8bit"),
+        )  # fmt: skip
 
 
 def test_trackers_get_every_step(lab, tmp_path, monkeypatch):

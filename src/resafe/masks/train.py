@@ -173,6 +173,11 @@ class MaskTrainer:
         self.pad_id, self.work, self.progress, self.checkpoint_every = pad_id, work, progress, checkpoint_every
         self.batches = Batches(self.items, settings.batch_size, settings.shares, settings.seed)
         self.engine, self.processes = engine or EngineSettings(), processes
+        if processes.world > 1 and self.engine.optimizer != "adamw":
+            raise InputError(
+                f"optimizer {self.engine.optimizer!r} trains in one process",
+                "leave optimizer at adamw, or use one process",
+            )
         self.optimizer = make_optimizer(self.engine.optimizer, logits.parameters(), settings.learning_rate)
         self._reference: Tensor | None = None
         self._shared: bool | None = None
