@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from resafe.errors import InputError
-from resafe.recipe import check_recipe, is_fusion, load_fuse, load_recipe
+from resafe.realign import REALIGN
+from resafe.recipe import check_recipe, is_fusion, is_mask, load_fuse, load_mask, load_recipe
 from tests.recipe.tiny import tiny_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -178,6 +179,9 @@ def test_the_recipes_that_ship_are_valid(path: Path) -> None:
 
     if is_fusion(path):
         assert len(load_fuse(path).models) == 2
+        return
+    if is_mask(path):
+        REALIGN.get("somf").check(load_mask(path).settings)
         return
     recipe = load_recipe(path)
     check_methods(recipe)

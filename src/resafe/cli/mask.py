@@ -139,13 +139,13 @@ def _shown(read: Mask, title: str, picture: Path | None, *, quiet: bool) -> dict
         table = Table(box=None, pad_edge=False, title=f"{title}: share kept, by layer and module", title_justify="left")
         table.add_column("layer", style="bold")
         for module in modules:
-            table.add_column(module, justify="right", overflow="fold")
+            table.add_column(module.replace(".", "\n"), justify="right")
         table.add_column("all", justify="right", style="bold")
         for layer in layers:
             of = [rate for rate in rates if rate.layer == layer]
             row = [cells.get((_name(layer), module)) for module in modules]
             table.add_row(_name(layer), *("" if s is None else f"{s:.2f}" for s in row), f"{mean_keep(of):.2f}")
-        console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+        console = Console(width=None if sys.stdout.isatty() else 220, highlight=False)
         console.print(table)
         console.print(
             f"{facts['values']:,} {facts['granularity']} values, {'binary' if read.binary else 'soft'}, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from resafe.recipe.fuse import FuseRecipe
-from resafe.recipe.load import check_recipe, is_fusion, load_fuse, load_mask, load_recipe
+from resafe.recipe.load import check_recipe, is_fusion, is_mask, load_fuse, load_mask, load_recipe
 from resafe.recipe.mask import MaskRecipe
 from resafe.recipe.schema import Recipe
 
@@ -19,6 +19,7 @@ __all__ = [
     "Recipe",
     "check_recipe",
     "is_fusion",
+    "is_mask",
     "load_fuse",
     "load_mask",
     "load_recipe",

@@ -51,6 +51,12 @@ def is_fusion(path: Path) -> bool:
     return "models" in raw and "tune" not in raw
 
 
+def is_mask(path: Path) -> bool:
+    """Whether a file is the recipe of a mask: it names tuned models, and nothing to tune; otherwise as `is_fusion`."""
+    raw = _raw(path, ())
+    return "tuned" in raw and "tune" not in raw
+
+
 def _raw(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
