@@ -3,7 +3,8 @@
 Preference losses carry TRL's names: sigmoid (Rafailov et al., arXiv 2305.18290, eq. 7), robust (the same for labels of
 which a share is wrong, arXiv 2403.00409, eq. 11), ipo (arXiv 2310.12036, eq. 17, with length-averaged log-probabilities
 as in TRL), hinge (SLiC, arXiv 2305.10425), exo_pair (arXiv 2402.00856, eq. 16), nca_pair (arXiv 2402.05369, eq. 12),
-sppo_hard (arXiv 2405.00675, eq. 4.7), apo_zero and apo_down (arXiv 2408.06266, eq. 7 and 8).
+sppo_hard (arXiv 2405.00675, eq. 4.7), apo_zero and apo_down (arXiv 2408.06266, eq. 7 and
+8), bco_pair (arXiv 2404.04656, without its running shift, as TRL's) and sigmoid_norm (sigmoid, length-averaged).
 """
 
 from __future__ import annotations
@@ -21,8 +22,22 @@ from resafe.checkpoints.attention import short_attention
 from resafe.checkpoints.output import output_of
 
 LossName = Literal[
-    "sft", "sigmoid", "robust", "ipo", "hinge", "exo_pair", "nca_pair", "sppo_hard", "apo_zero", "apo_down"
+    "sft",
+    "sigmoid",
+    "sigmoid_norm",
+    "robust",
+    "ipo",
+    "hinge",
+    "exo_pair",
+    "nca_pair",
+    "bco_pair",
+    "sppo_hard",
+    "apo_zero",
+    "apo_down",
 ]
+AVERAGED = ("ipo", "sigmoid_norm")
+"""Losses of log-probabilities averaged over an answer's tokens, as TRL has them."""
+
 SMOOTHED = ("robust", "exo_pair")
 """Losses in which ε, the share of labels that are taken to be wrong, counts; exo_pair needs one above 0."""
 
@@ -178,7 +193,7 @@ def preference_loss(
     """The preference loss of each pair, and its reward margin β((π_c − ref_c) − (π_r − ref_r)).
 
     Args:
-        chosen: log π(chosen), shape (pairs,); length-averaged for "ipo".
+        chosen: log π(chosen), shape (pairs,); length-averaged for `AVERAGED` losses.
         rejected: log π(rejected), shape (pairs,).
         reference_chosen: log π_ref(chosen), shape (pairs,).
         reference_rejected: log π_ref(rejected), shape (pairs,).
@@ -192,7 +207,7 @@ def preference_loss(
     won, lost = chosen - reference_chosen, rejected - reference_rejected
     margins = beta * (won - lost)
     right, wrong = functional.logsigmoid(margins), functional.logsigmoid(-margins)
-    if name == "sigmoid":
+    if name in ("sigmoid", "sigmoid_norm"):
         losses = -right
     elif name == "robust":
         losses = -((1 - label_smoothing) * right - label_smoothing * wrong) / (1 - 2 * label_smoothing)
@@ -207,6 +222,8 @@ def preference_loss(
     elif name == "nca_pair":
         falls = functional.logsigmoid(-beta * won) + functional.logsigmoid(-beta * lost)
         losses = -functional.logsigmoid(beta * won) - falls / 2
+    elif name == "bco_pair":
+        losses = -functional.logsigmoid(beta * won) - functional.logsigmoid(-beta * lost)
     elif name == "sppo_hard":
         losses = (won - 1 / (2 * beta)) ** 2 + (lost + 1 / (2 * beta)) ** 2
     elif name == "apo_zero":

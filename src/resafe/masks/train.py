@@ -18,6 +18,7 @@ from resafe.masks.checkpoint import load_state, save_state
 from resafe.masks.engine import EngineSettings, make_optimizer
 from resafe.masks.logits import MaskLogits, whole
 from resafe.masks.losses import (
+    AVERAGED,
     PASS_COST,
     SMOOTHED,
     Encoded,
@@ -330,14 +331,16 @@ class MaskTrainer:
                 fixed = self._pairs(pairs)
         else:
             fixed = self.reference()[[item.index for item in pairs]].to(table.device)
-        if self.settings.loss == "ipo":  # TRL averages over the answer's tokens for this loss
+        rewards = self.settings.beta * (table.detach() - fixed)
+        if self.settings.loss in AVERAGED:
             lengths = torch.tensor([[len(i.chosen.answer), len(i.rejected.answer)] for i in pairs if i.rejected])
             table, fixed = table / lengths.to(table.device), fixed / lengths.to(table.device)
         losses, margins = preference_loss(
             table[:, 0], table[:, 1], fixed[:, 0], fixed[:, 1], self.settings.beta, self.settings.loss,
             self.settings.label_smoothing,
         )  # fmt: skip
-        rewards = self.settings.beta * (table.detach() - fixed)
+        if self.settings.loss in AVERAGED:
+            margins = rewards[:, 0] - rewards[:, 1]  # what is reported is of whole answers for every loss
         metrics = {
             "rewards/chosen": float(rewards[:, 0].mean()),
             "rewards/rejected": float(rewards[:, 1].mean()),
