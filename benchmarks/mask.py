@@ -1,26 +1,42 @@
-"""What a mask-training step costs against a plain forward and backward of the same model over the same batch.
+"""What a mask-training step costs, in time against a plain step and the published loop, and in memory.
 
-Adapter space: the plain model is the tuned PEFT model with its LoRA weights requiring gradients. Weight space: the
-plain model has all the masked weights requiring gradients. The masked step includes the draw or sigmoid, the product,
-both passes and the optimiser; the plain one has no optimiser.
+Step ratios: a plain step is a forward and backward over the same batch with the same weights requiring gradients
+(adapter space: the LoRA weights of the tuned PEFT model; weight space: all masked weights), without an optimiser. The
+masked step includes the draw or sigmoid, the product, both passes and the optimiser.
 
-    python benchmarks/mask.py [--json] [--rounds 5]
+Speed-up: DPO on the same pairs against `published.py`, the published loop with its two models.
+
+Memory: in a process of its own each, the highest resident memory of training in weight space, entry granularity. From
+it the same model's with frozen weights over the same batch (weights and activations), and the task vectors, are taken
+off; what is left, by masked entry, is what the mask costs: logits, gradients, moments and everything temporary.
+
+    python benchmarks/mask.py [--json] [--rounds 3] [--only ratio,published,memory] [--relaxed]
 """
 
 from __future__ import annotations
 
+import argparse
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import alternate, base_model, finish, random_adapter, ratio
+from published import install_published, published_step
 
-from resafe.checkpoints import load_model, load_tokenizer
+from resafe.allocator import give_back_memory
+from resafe.checkpoints import load_model, load_tokenizer, open_checkpoint
 from resafe.data.embedded import harmful_rows, harmless_rows
 from resafe.data.pairs import harmless_pairs, safety_pairs
-from resafe.deltas import task_vector
+from resafe.deltas import TaskVector, task_vector
 from resafe.fusion import Fusion
 from resafe.masks import (
     MaskSettings,
@@ -30,46 +46,184 @@ from resafe.masks import (
     encode_items,
     install_masks,
 )
+from resafe.masks.batches import Item
+from resafe.masks.engine import EngineSettings
+
+SPACES = {"factors": "adapter", "weights": "full"}
+PAIRS = 8
+KINDS = ("frozen", "masked", "published")
+
+
+def material(base: Any) -> tuple[list[Item], int]:
+    """Items of the embedded pairs, and the padding token."""
+    tokenizer = load_tokenizer(base)
+    pairs = safety_pairs(harmful_rows("train"))[:64] + harmless_pairs(harmless_rows("train"))[:64]
+    return encode_items(tokenizer, "", pairs, []), int(tokenizer.pad_token_id)
+
+
+def trainer(
+    base: Any, vector: TaskVector, items: list[Item], pad_id: int, settings: TrainSettings, sampling: str, engine: Any
+) -> MaskTrainer:
+    """A masked model ready to train."""
+    model, fusion = load_model(base), Fusion("task_arithmetic")
+    mask = MaskSettings(sampling=sampling)  # type: ignore[arg-type]
+    logits = install_masks(model, [vector], mask, seed=0, combine=fusion.combine, linear=True, storage=engine.dtype)
+    return MaskTrainer(model, logits, items, settings, pad_id=pad_id, engine=engine)
+
+
+def plain_step(model: Any, batch: list[Any], pad_id: int) -> None:
+    """Forward and backward."""
+    model.zero_grad(set_to_none=True)
+    sums, lengths = answer_log_probabilities(model, batch, pad_id)
+    (-sums / lengths).mean().backward()
+
+
+def step_ratios(base: Any, safe: Any, tuned: Any, rounds: int, relaxed: bool) -> dict[str, float]:
+    """Masked steps against plain ones."""
+    (items, pad_id), figures = material(base), {}
+    print(f"{'space':9} {'sampling':14} {'plain s':>8} {'masked s':>9} {'ratio':>6}")
+    for space, key in SPACES.items():
+        vector = task_vector(tuned, safe, space)  # type: ignore[arg-type]
+        plain = load_model(tuned, merge=space == "weights")
+        plain.requires_grad_(False)
+        for name, parameter in plain.named_parameters():
+            parameter.requires_grad_("lora_" in name if space == "factors" else name in vector.names)
+        for sampling in ("deterministic", "relaxed") if relaxed else ("deterministic",):
+            made = trainer(base, vector, items, pad_id, TrainSettings(), sampling, EngineSettings())
+            batch = [item.chosen for item in made.batches.at(0)]
+            masked, bare = alternate(partial(made.step, 0), partial(plain_step, plain, batch, pad_id), rounds)
+            value = ratio(masked, bare)
+            print(
+                f"{space:9} {sampling:14} {statistics.median(bare):8.2f} {statistics.median(masked):9.2f} {value:6.2f}"
+            )
+            figures[f"step_ratio_{key}" + ("" if sampling == "deterministic" else "_relaxed")] = value
+    return figures
+
+
+def published_pair(base: Any, vector: TaskVector) -> tuple[Any, Any, Any]:
+    """The published loop's policy, reference and optimiser."""
+    policy, reference = load_model(base), load_model(base)
+    logits = install_published(policy, vector, trains=True)
+    install_published(reference, vector, trains=False)
+    return policy, reference, torch.optim.AdamW(logits, lr=5e-3, weight_decay=0.0)
+
+
+def few_pairs(items: list[Item]) -> list[Item]:
+    """Half as many safety as harmless pairs as make a batch, numbered anew."""
+    halves = [[item for item in items if item.side == side][: PAIRS // 2] for side in ("safety", "harmless")]
+    return [replace(item, index=number) for number, item in enumerate([*halves[0], *halves[1]])]
+
+
+def speedups(base: Any, safe: Any, tuned: Any, rounds: int) -> dict[str, float]:
+    """DPO steps against the published loop's, on the same pairs."""
+    (items, pad_id), figures = material(base), {}
+    items = few_pairs(items)
+    chosen = [item.chosen for item in items]
+    rejected = [item.rejected for item in items if item.rejected]
+    settings = TrainSettings(loss="sigmoid", shares={"safety": 0.5, "harmless": 0.5}, batch_size=PAIRS)
+    print(f"{'space':9} {'published s':>12} {'resafe s':>9} {'speed-up':>9}")
+    for space, key in SPACES.items():
+        vector = task_vector(tuned, safe, space)  # type: ignore[arg-type]
+        made = trainer(base, vector, items, pad_id, settings, "deterministic", EngineSettings(share_prompts=True))
+        policy, reference, optimizer = published_pair(base, vector)
+        theirs = partial(published_step, policy, reference, chosen, rejected, pad_id, optimizer)
+        theirs_s, ours_s = alternate(theirs, partial(made.step, 0), rounds)  # the cached reference: in the warm-up
+        value = ratio(theirs_s, ours_s)
+        print(f"{space:9} {statistics.median(theirs_s):12.2f} {statistics.median(ours_s):9.2f} {value:9.2f}")
+        figures["speedup_vs_published" + ("" if key == "adapter" else "_full")] = value
+    return figures
+
+
+def highest() -> int:
+    """The highest resident memory since `from_here`, in bytes (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) * 1024
+
+
+def from_here() -> None:
+    """Forgets the highest resident memory up to now: loading a model takes more than holding it."""
+    give_back_memory()
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_of(kind: str, optimizer: str, folder: Path) -> None:
+    """Prints the highest memory of three steps, the bytes of the task vectors, and the number of masked entries."""
+    base = base_model()
+    items, pad_id = material(base)
+    items = few_pairs(items)
+    vector = task_vector(open_checkpoint(folder / "tuned"), open_checkpoint(folder / "safe"), "weights")
+    entries = sum(torch.Size(vector.shape(name)).numel() for name in vector.names)
+    settings = TrainSettings(batch_size=PAIRS, shares={"safety": 0.5, "harmless": 0.5})
+    batch = [item.chosen for item in items]
+    step: Callable[[], object]
+    if kind == "frozen":
+        plain: Any = load_model(base)
+        plain.requires_grad_(False)
+        plain.enable_input_require_grads()  # the activations are kept, as where masks learn
+        step = partial(plain_step, plain, batch, pad_id)
+    elif kind == "published":
+        policy, reference, adam = published_pair(base, vector)
+        rejected = [item.rejected for item in items if item.rejected]
+        step = partial(published_step, policy, reference, batch, rejected, pad_id, adam)
+    else:
+        engine = EngineSettings(optimizer=optimizer)  # type: ignore[arg-type]
+        step = partial(trainer(base, vector, items, pad_id, settings, "deterministic", engine).step, 0)
+    step()
+    from_here()
+    step(), step()
+    print(highest(), 4 * entries, entries)
+
+
+def memory(folder: Path) -> dict[str, float]:
+    """Bytes that masking costs, by entry, each case in a process of its own."""
+    print(f"{'memory, weight space':32} {'peak GB':>8} {'bytes an entry':>15}")
+    cases = [("frozen", "adamw"), ("masked", "adamw"), ("published", "adamw")]
+    if find_spec("torchao"):
+        cases.insert(2, ("masked", "adamw_8bit"))
+    figures, frozen = {}, 0
+    for kind, optimizer in cases:
+        done = subprocess.run(
+            [sys.executable, __file__, "--peak", kind, "--optimizer", optimizer, "--folder", str(folder)],
+            capture_output=True, text=True, check=True, env=os.environ,
+        )  # fmt: skip
+        peak, deltas, entries = map(int, done.stdout.split()[-3:])
+        if kind == "frozen":
+            frozen = peak
+            print(f"{'frozen weights and activations':32} {peak / 1e9:8.2f}")
+            continue
+        each = (peak - frozen - deltas) / entries
+        title = kind if optimizer == "adamw" else f"{kind}, eight-bit moments"
+        print(f"{title:32} {peak / 1e9:8.2f} {each:15.1f}")
+        name = "bytes_per_masked_entry" + {"masked": "", "published": "_published"}[kind]
+        figures[name + ("_8bit" if optimizer == "adamw_8bit" else "")] = each
+    return figures
 
 
 def main() -> None:
-    """Prints the table."""
-    rounds = int(sys.argv[sys.argv.index("--rounds") + 1]) if "--rounds" in sys.argv else 5
-    base = base_model()
-    tokenizer = load_tokenizer(base)
-    pairs = safety_pairs(harmful_rows("train"))[:64] + harmless_pairs(harmless_rows("train"))[:64]
-    items = encode_items(tokenizer, "", pairs, [])
-    pad_id = int(tokenizer.pad_token_id)
-    figures: dict[str, float] = {}
-    print(f"{'space':9} {'sampling':14} {'plain s':>8} {'masked s':>9} {'ratio':>6}")
-    with tempfile.TemporaryDirectory() as folder:
-        safe = random_adapter(Path(folder) / "safe", base, 1)
-        tuned = random_adapter(Path(folder) / "tuned", base, 2)
-        for space in ("factors", "weights"):
-            vector = task_vector(tuned, safe, space)
-            plain = load_model(tuned, merge=space == "weights")
-            plain.requires_grad_(False)
-            for name, parameter in plain.named_parameters():
-                parameter.requires_grad_("lora_" in name if space == "factors" else name in vector.names)
-            for sampling in ("deterministic", "relaxed"):
-                model = load_model(base)
-                fusion = Fusion("task_arithmetic")
-                settings = MaskSettings(sampling=sampling)  # type: ignore[arg-type]
-                logits = install_masks(model, [vector], settings, seed=0, combine=fusion.combine, linear=True)
-                trainer = MaskTrainer(model, logits, items, TrainSettings(loss="sft"), pad_id=pad_id)
-                batch = [item.chosen for item in trainer.batches.at(0)]
-
-                def plain_step(plain: torch.nn.Module = plain, batch: list = batch) -> None:
-                    plain.zero_grad(set_to_none=True)
-                    sums, lengths = answer_log_probabilities(plain, batch, pad_id)
-                    (-sums / lengths).mean().backward()
-
-                masked, bare = alternate(lambda trainer=trainer: trainer.step(0), plain_step, rounds)
-                value = ratio(masked, bare)
-                medians = f"{statistics.median(bare):8.2f} {statistics.median(masked):9.2f}"
-                print(f"{space:9} {sampling:14} {medians} {value:6.2f}")
-                key = "adapter" if space == "factors" else "full"
-                figures[f"step_ratio_{key}" + ("" if sampling == "deterministic" else "_relaxed")] = value
+    """Prints the tables."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="ratio,published,memory")
+    parser.add_argument("--relaxed", action="store_true")
+    parser.add_argument("--peak", choices=KINDS)
+    parser.add_argument("--optimizer", default="adamw")
+    parser.add_argument("--folder", type=Path)
+    asked = parser.parse_args()
+    if asked.peak:
+        peak_of(asked.peak, asked.optimizer, asked.folder)
+        return
+    base, figures = base_model(), {}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        safe, tuned = (random_adapter(folder / name, base, seed) for seed, name in enumerate(("safe", "tuned"), 1))
+        parts = asked.only.split(",")
+        if "ratio" in parts:
+            figures |= step_ratios(base, safe, tuned, asked.rounds, asked.relaxed)
+        if "published" in parts:
+            figures |= speedups(base, safe, tuned, asked.rounds)
+        if "memory" in parts:
+            figures |= memory(folder)
     finish(figures)
 
 

@@ -24,7 +24,8 @@ from resafe.engine.request import OutputDtype
 from resafe.engine.run import Progress as FuseProgress
 from resafe.errors import InputError
 from resafe.fusion import Fusion
-from resafe.masks import Mask
+from resafe.masks.format import load_masks, save_masks
+from resafe.masks.processes import launched
 from resafe.realign import REALIGN, Problem, write_realigned
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -113,10 +114,13 @@ def realign(
     grid = family.strengths
     at = strength if strength is not None else (1.0 if 1.0 in grid else grid[len(grid) // 2])
     card = f"# Realigned with resafe\n\nMethod: {chosen.title} ({chosen.source}), {family.strength} {at:g}.\n"
-    written = write_realigned(Path(out), problem.vectors, family.at(at), opened[0], card)
-    if problem.work is not None:  # what a killed call would have gone on from
-        shutil.rmtree(problem.work, ignore_errors=True)
-    return written
+    processes = launched()
+    if processes.main:
+        write_realigned(Path(out), problem.vectors, family.at(at), opened[0], card)
+        if problem.work is not None:  # what a killed call would have gone on from
+            shutil.rmtree(problem.work, ignore_errors=True)
+    processes.wait()
+    return Path(out)
 
 
 def _problem(
@@ -134,6 +138,7 @@ def _problem(
     if trains:
         from resafe.training.trainers import resolve_device
 
+        launched()  # of several processes each takes its own GPU
         source = _Source(safe, str(resolve_device(device)), dtype, system)
         material = load_material([pairs], [harmless], data_dir=data_dir, seed=seed)
     problem = Problem(
@@ -171,6 +176,8 @@ def train_mask(
     progress: Progress | None = None,
 ) -> Path:
     """Learns one safety mask over the task vectors of tuned models (SOMF) and writes it; a killed call goes on.
+
+    Under `torchrun` the processes share the model and the work.
 
     Args:
         aligned: The aligned checkpoint or its reference.
@@ -210,11 +217,14 @@ def train_mask(
         harmless=harmless, data_dir=data_dir, space=space, system=system, seed=seed, device=device, dtype=dtype,
         allow_pickle=allow_pickle, progress=progress, keep=examples,
     )  # fmt: skip
-    mask = somf.function(problem, **checked).mask
-    with staged(target) as stage:
-        mask.save(stage)
-    if problem.work is not None:
-        shutil.rmtree(problem.work, ignore_errors=True)
+    masks = somf.function(problem, **checked).masks
+    processes = launched()
+    if processes.main:
+        with staged(target) as stage:
+            save_masks(masks, stage)
+        if problem.work is not None:
+            shutil.rmtree(problem.work, ignore_errors=True)
+    processes.wait()
     return target
 
 
@@ -248,7 +258,7 @@ def apply_mask(
     allow_pickle = bool(others.get("allow_pickle", False))
     safe = _opened(aligned, allow_pickle)
     opened = [_opened(item, allow_pickle) for item in tuned]
-    known = Mask.load(Path(mask)).provenance
+    known = load_masks(Path(mask))[0].provenance
     if known.get("aligned") not in (None, safe.digest):
         raise InputError(
             f"{mask}: was learnt on another aligned model than {safe.reference}", "give the one it was learnt on"

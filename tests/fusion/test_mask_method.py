@@ -76,13 +76,6 @@ def test_parts_of_a_mask_over_heads(tmp_path, rescale):
             torch.testing.assert_close(part, whole[start : start + 1], rtol=1e-6, atol=0)
 
 
-def test_a_mask_that_keeps_norms_needs_whole_tensors(tmp_path):
-    random_mask(WEIGHTS, rescale="norm").save(tmp_path)
-    with pytest.raises(InputError, match="not applied in parts"):
-        StoredMask.open(tmp_path).part("q", (6, 7), (0, 1))
-    assert StoredMask.open(tmp_path).part("q", (6, 7), (0, 2), "none").shape == (2, 7)
-
-
 def linear_layers(lab):
     infos = lab.open("base").tensors.values()
     return {info.name: info.shape for info in infos if "_proj" in info.name}
@@ -136,6 +129,29 @@ def test_a_rescaled_mask_and_a_strength(lab, tmp_path):
         torch.testing.assert_close(found[name], value, rtol=0, atol=0)
     with pytest.raises(InputError, match="has no strength"):
         fused(lab, tmp_path, ["full"], mask, strength=1.2)
+
+
+def test_a_mask_that_keeps_norms(lab, tmp_path, monkeypatch):
+    """Over weights tensors are taken whole; over factors, these are; parts of other masks stay parts."""
+    monkeypatch.setattr(spans, "PIECE", 70)
+    monkeypatch.setattr(spans, "_TASK", 500)
+    mask = random_mask(linear_layers(lab), "row", rescale="norm")
+    found, plan = fused(lab, tmp_path, ["full", "full2"], mask)
+    assert plan.fusion.part == "tensor" and not plan.fusion.linear
+    for name, value in in_memory(lab, ["full", "full2"], mask, Fusion("task_arithmetic")).items():
+        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-7)
+    with pytest.raises(InputError, match="has no strength"):
+        fused(lab, tmp_path, ["full"], mask, strength=1.2)
+
+
+def test_a_mask_over_factors_that_keeps_norms(lab, tmp_path):
+    mask = random_mask({info.name: info.shape for info in lab.open("fresh").tensors.values()}, rescale="norm")
+    found, plan = fused(lab, tmp_path, ["fresh"], mask)
+    assert plan.fusion.part == "row"
+    realign(lab.root / "base", [lab.root / "fresh"], out=tmp_path / "adapter", mask=tmp_path / "mask0")
+    merged = load_model(open_checkpoint(tmp_path / "adapter")).state_dict()
+    for name, value in found.items():
+        torch.testing.assert_close(value, merged[name], rtol=1e-5, atol=1e-6)
 
 
 def test_a_mask_of_its_own_for_each_model(lab, tmp_path):

@@ -13,6 +13,7 @@ from resafe.errors import InputError
 from resafe.masks import Encoded, TrainSettings, answer_log_probabilities, encode_items, preference_loss
 from resafe.masks.batches import Batches, Item
 from resafe.masks.losses import length_groups, token_divergence
+from resafe.masks.pairs import pair_log_probabilities, shares_prompts
 from tests.evals.tiny import tiny_model, tiny_tokenizer
 from tests.tiny import KEEP, PAIRS
 
@@ -33,6 +34,36 @@ def test_ragged_batch_against_one_at_a_time():
         assert found == pytest.approx(wanted, abs=1e-4)
     other_padding, _ = answer_log_probabilities(model, batch, 60)
     torch.testing.assert_close(sums, other_padding)
+
+
+PAIRED = [
+    (Encoded((5, 9, 10), (20, 21, 22, 3)), Encoded((5, 9, 10), (44,))),
+    (Encoded((5,), (33,)), Encoded((5,), (50, 51, 52, 53, 54, 55))),
+    (Encoded(tuple(range(30, 49)), (7, 8)), Encoded(tuple(range(30, 49)), (7, 9, 60))),
+]
+
+
+@pytest.mark.parametrize("pass_cost", [0, 1000])
+def test_a_shared_prompt_changes_nothing_but_the_cost(pass_cost):
+    model = tiny_model(initializer_range=0.2)
+    wanted, _ = answer_log_probabilities(model, [answer for pair in PAIRED for answer in pair], 1)
+    found = pair_log_probabilities(model, PAIRED, 1, pass_cost)
+    torch.testing.assert_close(found.flatten(), wanted, rtol=1e-5, atol=1e-5)
+    assert shares_prompts(model, PAIRED[0], 1)
+    model.zero_grad()
+    found.sum().backward()
+    gradient = model.model.layers[0].mlp.up_proj.weight.grad.clone()
+    model.zero_grad()
+    answer_log_probabilities(model, [answer for pair in PAIRED for answer in pair], 1)[0].sum().backward()
+    torch.testing.assert_close(model.model.layers[0].mlp.up_proj.weight.grad, gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_with_state_along_the_sequence_does_not_share_prompts():
+    from transformers import MambaConfig, MambaForCausalLM
+
+    torch.manual_seed(0)
+    model = MambaForCausalLM(MambaConfig(vocab_size=97, hidden_size=16, num_hidden_layers=1, state_size=4)).eval()
+    assert not shares_prompts(model, PAIRED[0], 1)
 
 
 def test_groups_of_a_batch_change_nothing_but_the_cost():

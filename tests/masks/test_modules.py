@@ -9,21 +9,28 @@ from resafe.deltas import task_vector
 from resafe.errors import InputError
 from resafe.fusion import Fusion
 from resafe.masks import MaskSettings, install_masks
+from resafe.masks.modules import MaskedLinear
 from tests.tiny import logits
 
 
 def masked(lab, tuned=("tuned",), aligned="safe", fusion=None, base="base", space="auto", **settings):
     vectors = [task_vector(lab.open(name), lab.open(aligned), space) for name in tuned]
     fusion = fusion or Fusion("task_arithmetic")
-    statistics = fusion.statistics(vectors[0].names, lambda name: [v.delta(name) for v in vectors])
     model = lab.plain(base)
+
+    def fitted(read):
+        statistics = fusion.statistics(vectors[0].names, read)
+        return lambda name, deltas: fusion.combine(name, deltas, statistics)
+
     values = install_masks(
         model,
         vectors,
         MaskSettings(**settings),
         seed=0,
-        combine=lambda name, deltas: fusion.combine(name, deltas, statistics),
+        combine=fusion.combine,
         linear=fusion.linear,
+        additive=fusion.additive,
+        refit=fitted if fusion.rounds("model") else None,
     )
     return model, values, vectors
 
@@ -119,19 +126,108 @@ def test_two_task_vectors(lab, fusion):
     def deltas(name):
         return [vector.delta(name) for vector in vectors]
 
-    statistics = fusion.statistics(names, deltas)
-    m = torch.sigmoid(torch.tensor(1.5))
+    def wanted(m):
+        masked_deltas = {n: [m * d for d in deltas(n)] for n in names}
+        statistics = fusion.statistics(names, masked_deltas.__getitem__)  # TIES trims what the mask leaves
+        return {n: vectors[0].aligned(n) + fusion.combine(n, masked_deltas[n], statistics) for n in names}
+
     with values.reading("ones"):
-        full = {n: vectors[0].aligned(n) + fusion.combine(n, deltas(n), statistics) for n in names}
-        same(logits(model), logits(with_factors(lab, full)))
-    soft = {n: vectors[0].aligned(n) + fusion.combine(n, [m * d for d in deltas(n)], statistics) for n in names}
-    same(logits(model), logits(with_factors(lab, soft)))
+        same(logits(model), logits(with_factors(lab, wanted(1.0))))
+    same(logits(model), logits(with_factors(lab, wanted(torch.sigmoid(torch.tensor(1.5))))))
+
+
+def test_ties_thresholds_follow_the_mask(lab):
+    """With half of the entries masked away, a fifth of the rest is trimmed by what is left, not by what there was."""
+    fusion = Fusion("ties", {"keep": 0.3, "weight": 1.0})
+    model, values, vectors = masked(lab, ("tuned", "tuned2"), fusion=fusion, sampling="direct", initial=1.0)
+    names = vectors[0].names
+    first = logits(model)
+    torch.manual_seed(0)
+    for key in values.values:
+        values.values[key].data = (torch.rand(values.values[key].shape) > 0.5).float()
+    values.refresh()
+    kept = {n: [values.values[n].detach() * v.delta(n) for v in vectors] for n in names}
+    everything = [torch.cat([kept[n][k].flatten() for n in names]).abs() for k in range(2)]
+    bounds = [float(flat.sort(descending=True).values[round(0.3 * len(flat)) - 1]) for flat in everything]
+    unmasked = [torch.cat([v.delta(n).flatten() for n in names]).abs() for v in vectors]
+    before = [float(flat.sort(descending=True).values[round(0.3 * len(flat)) - 1]) for flat in unmasked]
+    assert all(bound < 0.9 * old for bound, old in zip(bounds, before, strict=True))
+    tensors = {}
+    for n in names:
+        a, b = (d * (d.abs() >= bound) for d, bound in zip(kept[n], bounds, strict=True))
+        sign = torch.sign(a + b)
+        agree = [(torch.sign(d) == sign) & (d != 0) for d in (a, b)]
+        count = (agree[0].float() + agree[1].float()).clamp_min(1)
+        tensors[n] = vectors[0].aligned(n) + (a * agree[0] + b * agree[1]) / count
+    assert not torch.allclose(logits(model), first, atol=1e-3)
+    same(logits(model), logits(with_factors(lab, tensors)))
+
+
+@pytest.mark.parametrize("fusion", [Fusion("average"), Fusion("dare", seed=3), Fusion("ties", {"keep": 0.5})])
+@pytest.mark.parametrize("rescale", ["none", "mean", "norm"])
+def test_masks_of_their_own(lab, fusion, rescale):
+    model, values, vectors = masked(
+        lab, ("tuned", "tuned2"), fusion=fusion, sampling="direct", initial=1.0, per_task=True, rescale=rescale
+    )
+    names = vectors[0].names
+    assert set(values.values) == {f"task{k}:{n}" for k in range(2) for n in names}
+    torch.manual_seed(0)
+    for key in values.values:
+        values.values[key].data = torch.rand(values.values[key].shape)
+    values.refresh()
+
+    def deltas(name):
+        found = []
+        for k, vector in enumerate(vectors):
+            mask, delta = values.values[f"task{k}:{name}"].detach(), vector.delta(name)
+            part = delta * (mask / mask.mean() if rescale == "mean" else mask)
+            found.append(part * delta.norm() / part.norm() if rescale == "norm" else part)
+        return found
+
+    statistics = fusion.statistics(names, deltas)
+    wanted = {n: vectors[0].aligned(n) + fusion.combine(n, deltas(n), statistics) for n in names}
+    same(logits(model), logits(with_factors(lab, wanted)))
+    logits_sum = model(input_ids=torch.tensor([[1, 2, 3]])).logits.sum()
+    logits_sum.backward()
+    assert all(float(parameter.grad.abs().sum()) > 0 for parameter in values.parameters())
+    masks = values.masks_of(values.values, values.settings)
+    assert [set(mask.values) for mask in masks] == [set(names)] * 2 and not masks[0].settings.per_task
+    assert len(set(values.keep_rates())) == 8  # four kinds of factors, two tasks
+
+
+def test_a_weight_that_is_formed_again_has_the_same_gradient(lab):
+    tokens, found = torch.tensor([[1, 2, 3, 9]]), []
+    for again in (True, False):
+        model, values, _ = masked(lab, ("full",), "base")
+        layers = [m for m in model.modules() if isinstance(m, MaskedLinear)]
+        for layer in layers:
+            layer.again = again
+        model(input_ids=tokens).logits.square().sum().backward()
+        found.append({key: value.grad for key, value in values.values.items()})
+    assert len(layers) == 14
+    for key, gradient in found[0].items():
+        assert torch.equal(gradient, found[1][key]) and float(gradient.abs().sum()) > 0
+
+
+def test_weights_in_bfloat16_with_logits_in_float32(lab):
+    vectors = [task_vector(lab.open("full"), lab.open("base"))]
+    model = lab.plain().to(torch.bfloat16)
+    values = install_masks(
+        model, vectors, MaskSettings(), seed=0, combine=lambda n, d: d[0], linear=True, storage=torch.bfloat16
+    )
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    assert {p.dtype for p in values.parameters()} == {torch.float32}
+    model(input_ids=torch.tensor([[1, 2, 3]])).logits.float().sum().backward()
+    assert all(p.grad.dtype == torch.float32 and bool(p.grad.isfinite().all()) for p in values.parameters())
+    with values.reading("ones"):
+        torch.testing.assert_close(logits(model).float(), logits(lab.plain("full")), rtol=0.1, atol=0.5)
 
 
 def test_only_the_logits_learn(lab):
     model, values, _ = masked(lab)
     model(input_ids=torch.tensor([[1, 2, 3]])).logits.sum().backward()
-    assert not any(parameter.requires_grad for parameter in model.parameters())
+    ours = {id(parameter) for parameter in values.parameters()}
+    assert {id(parameter) for parameter in model.parameters() if parameter.requires_grad} == ours
     assert all(parameter.grad is not None for parameter in values.parameters())
     assert values.removed_share().item() == pytest.approx(0.5)
 

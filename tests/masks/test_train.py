@@ -134,15 +134,15 @@ def test_a_killed_run_ends_with_the_same_logits(lab, tmp_path, settings):
 )
 def test_another_run_does_not_go_on_from_the_checkpoint(lab, tmp_path, change):
     trainer(lab, work=tmp_path, checkpoint_every=3).run()
-    assert trainer(lab, work=tmp_path)._resume() == 3
-    assert trainer(lab, work=tmp_path, **change)._resume() == 0
+    assert trainer(lab, work=tmp_path).resume() == 3
+    assert trainer(lab, work=tmp_path, **change).resume() == 0
 
 
 def test_another_start_does_not_go_on_from_the_checkpoint(lab, tmp_path):
     trainer(lab, work=tmp_path, checkpoint_every=3).run()
     model, values, _ = masked(lab)
     values.start_from(values.settings, {key: torch.ones_like(value) for key, value in values.values.items()})
-    assert MaskTrainer(model, values, ITEMS, SHORT, pad_id=1, work=tmp_path)._resume() == 0
+    assert MaskTrainer(model, values, ITEMS, SHORT, pad_id=1, work=tmp_path).resume() == 0
 
 
 def test_layers_without_gradient_are_checkpointed(lab, tmp_path):
@@ -150,7 +150,7 @@ def test_layers_without_gradient_are_checkpointed(lab, tmp_path):
     made.logits.add("never used", (2, 2))
     made.optimizer.add_param_group({"params": [made.logits.values["never used"]]})
     made.run()
-    assert made._resume() == 3
+    assert made.resume() == 3
 
 
 def test_paper_preset_against_the_published_loop(lab):

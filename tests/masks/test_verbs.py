@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import pytest
 import torch
@@ -129,8 +133,6 @@ def test_a_heatmap_is_darkest_where_least_is_kept():
 
 
 def test_the_recipe_in_the_repository_is_valid_and_mistakes_are_named(tmp_path):
-    from pathlib import Path
-
     assert load_mask(Path("recipes/mask.yaml")).settings == {"steps": 56}
     (tmp_path / "m.yaml").write_text("aligned: a\ntuned: [b]\nkeeep: c\n")
     with pytest.raises(InputError, match="did you mean 'keep'"):
@@ -139,3 +141,44 @@ def test_the_recipe_in_the_repository_is_valid_and_mistakes_are_named(tmp_path):
         run("train", "recipes/mask.yaml")
     with pytest.raises(InputError, match="settings name a mask"):
         resafe.train_mask("a", ["b"], out=tmp_path / "x", settings={"mask": "somewhere"})
+
+
+def test_two_tuned_models_with_masks_of_their_own(lab, trained, tmp_path):
+    """Trained by the command line, looked at, and applied."""
+    fields = yaml.safe_load((trained / "mask.yaml").read_text())
+    fields["tuned"] = [reference(lab, "tuned"), reference(lab, "tuned2")]
+    fields["settings"] = {**SETTINGS, "per_task": True}
+    (tmp_path / "mask.yaml").write_text(yaml.safe_dump(fields))
+    run("train", tmp_path / "mask.yaml", "--out", tmp_path / "mask", "--quiet")
+    found = json.loads(run("info", tmp_path / "mask", "--json", "--picture", tmp_path / "mask.svg"))["masks"]
+    masks = [Mask.load(tmp_path / "mask" / str(number)) for number in range(2)]
+    assert [one["keep_rate"] for one in found] == [mask.keep_rate for mask in masks]
+    assert sorted(path.name for path in tmp_path.glob("*.svg")) == ["mask-0.svg", "mask-1.svg"]
+    assert "mask/1: share kept" in run("info", tmp_path / "mask").replace("\n", "")
+    run("apply", tmp_path / "mask", "--aligned", fields["aligned"], "--tuned", fields["tuned"][0], "--tuned",
+        fields["tuned"][1], "--out", tmp_path / "safe")  # fmt: skip
+    name = next(iter(masks[0].values))
+    safe = lab.open("safe").read(name)
+    wanted = safe + sum(
+        mask.weight(name) * (lab.open(tuned).read(name) - safe)
+        for mask, tuned in zip(masks, ("tuned", "tuned2"), strict=True)
+    )
+    torch.testing.assert_close(open_checkpoint(tmp_path / "safe").read(name), wanted)
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_mask_of_one(trained, tmp_path):
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "resafe", "mask",
+         "train", str(trained / "mask.yaml"), "--out", str(tmp_path / "mask"), "--quiet"],
+        env={**os.environ, "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == [str(tmp_path / "mask")]
+    one, two = Mask.load(trained / "mask"), Mask.load(tmp_path / "mask")
+    assert one.provenance["training"] == two.provenance["training"]
+    for key, value in one.values.items():
+        assert float((two.values[key] - value).abs().max()) <= 1.01 / 255  # a last bit may round the other way
+    assert not (tmp_path / "mask.work").exists()

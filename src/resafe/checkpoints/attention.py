@@ -79,6 +79,23 @@ def short_attention(model: Any, longest: int) -> Iterator[None]:
         inner.set_attn_implementation("sdpa")
 
 
+@contextmanager
+def attention_as(model: Any, name: str | None) -> Iterator[None]:
+    """In it, the model computes attention as it did when it was said to do so by that name.
+
+    For layers that are computed again in a backward pass, after `short_attention` has ended.
+    """
+    now = getattr(model.config, "_attn_implementation", None)
+    if name is None or name == now:
+        yield
+        return
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(now)
+
+
 def _register() -> None:
     """Makes the attention known to transformers by name, with masks that are added to scores."""
     from transformers import AttentionInterface, AttentionMaskInterface

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from resafe.masks import Mask
 
 app = typer.Typer(
     help="Safety masks as files: train, apply, look at them, use them on other tasks.", no_args_is_help=True
@@ -30,7 +33,10 @@ def train(
     out: Annotated[Path | None, typer.Option(help="directory to write; default: as the file says")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
 ) -> None:
-    """Learn a mask over the task vectors of tuned models. A killed training goes on where it stopped."""
+    """Learn a mask over the task vectors of tuned models. A killed training goes on where it stopped.
+
+    With several processes: torchrun --nproc-per-node 2 -m resafe mask train mask.yaml
+    """
     from resafe.cli.console import ConsoleReporter
     from resafe.errors import InputError
     from resafe.recipe import load_mask
@@ -40,13 +46,18 @@ def train(
     if place is None:
         raise InputError(f"{recipe}: no output directory is named", "add a field out, or give --out DIRECTORY")
     from resafe.api import train_mask
+    from resafe.cli.training import is_main
 
     fields: dict[str, Any] = loaded.model_dump(exclude={"out", "fusion"})
     written = train_mask(
         **fields, out=place, fusion=loaded.fusion.name, fusion_settings=loaded.fusion.settings,
         progress=ConsoleReporter(quiet=quiet).bar("mask", "steps"),
     )  # fmt: skip
-    typer.echo(str(written))
+    if is_main():
+        typer.echo(str(written))
+    from resafe.masks.processes import leave
+
+    leave()
 
 
 @app.command()
@@ -87,10 +98,24 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:
     """Show what a mask keeps in each layer and module, and where it comes from."""
-    from resafe.masks import Mask
+    from resafe.masks.format import load_masks
+
+    masks = load_masks(mask)  # several where every tuned model has its own
+    found = []
+    for number, read in enumerate(masks):
+        title = str(mask) if len(masks) == 1 else f"{mask}/{number}"
+        place = picture
+        if picture is not None and len(masks) > 1:
+            place = picture.with_name(f"{picture.stem}-{number}{picture.suffix}")
+        found.append(_shown(read, title, place, quiet=as_json))
+    if as_json:
+        sys.stdout.write(json.dumps(found[0] if len(found) == 1 else {"masks": found}) + "\n")
+
+
+def _shown(read: Mask, title: str, picture: Path | None, *, quiet: bool) -> dict[str, Any]:
+    """Prints a mask's table and writes its picture; returns the facts."""
     from resafe.masks.summary import keep_rates, mean_keep
 
-    read = Mask.load(mask)
     rates = keep_rates(read)
     facts = {
         "granularity": read.settings.granularity, "rescale": read.settings.rescale, "binary": read.binary,
@@ -103,30 +128,31 @@ def info(
     if picture is not None:
         from resafe.report.heatmap import heatmap
 
-        title = f"Share kept by {mask}: {read.keep_rate:.3f}"
-        picture.write_text(heatmap([_name(layer) for layer in layers], modules, cells, title), encoding="utf-8")
-    if as_json:
-        rows = [{"layer": r.layer, "module": r.module, "keep": r.keep, "values": r.values} for r in rates]
-        sys.stdout.write(json.dumps({**facts, "rates": rows}) + "\n")
-        return
-    from rich.console import Console
-    from rich.table import Table
+        drawn = heatmap(
+            [_name(layer) for layer in layers], modules, cells, f"Share kept by {title}: {read.keep_rate:.3f}"
+        )
+        picture.write_text(drawn, encoding="utf-8")
+    if not quiet:
+        from rich.console import Console
+        from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, title=f"{mask}: share kept, by layer and module", title_justify="left")
-    table.add_column("layer", style="bold")
-    for module in modules:
-        table.add_column(module.replace(".", "\n"), justify="right")
-    table.add_column("all", justify="right", style="bold")
-    for layer in layers:
-        of = [rate for rate in rates if rate.layer == layer]
-        shown = [cells.get((_name(layer), module)) for module in modules]
-        table.add_row(_name(layer), *("" if s is None else f"{s:.2f}" for s in shown), f"{mean_keep(of):.2f}")
-    console = Console(width=None if sys.stdout.isatty() else 220, highlight=False)
-    console.print(table)
-    console.print(
-        f"{facts['values']:,} {facts['granularity']} values, {'binary' if read.binary else 'soft'}, "
-        f"{read.keep_rate:.3f} kept; rescale: {facts['rescale']}"
-    )
+        table = Table(box=None, pad_edge=False, title=f"{title}: share kept, by layer and module", title_justify="left")
+        table.add_column("layer", style="bold")
+        for module in modules:
+            table.add_column(module.replace(".", "\n"), justify="right")
+        table.add_column("all", justify="right", style="bold")
+        for layer in layers:
+            of = [rate for rate in rates if rate.layer == layer]
+            row = [cells.get((_name(layer), module)) for module in modules]
+            table.add_row(_name(layer), *("" if s is None else f"{s:.2f}" for s in row), f"{mean_keep(of):.2f}")
+        console = Console(width=None if sys.stdout.isatty() else 220, highlight=False)
+        console.print(table)
+        console.print(
+            f"{facts['values']:,} {facts['granularity']} values, {'binary' if read.binary else 'soft'}, "
+            f"{read.keep_rate:.3f} kept; rescale: {facts['rescale']}"
+        )
+    shares = [{"layer": r.layer, "module": r.module, "keep": r.keep, "values": r.values} for r in rates]
+    return {**facts, "rates": shares}
 
 
 def _name(layer: int | None) -> str:

@@ -26,3 +26,7 @@ class TaskVector(Protocol):
     def delta(self, name: str) -> Tensor:
         """The task vector's tensor θ_tuned − θ_aligned, float32."""
         ...
+
+    def factor_modules(self) -> dict[str, tuple[str, str, float]] | None:
+        """For a vector over the factors of an adapter: module → (name of A, name of B, scaling s); else None."""
+        ...

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from resafe.checkpoints import Checkpoint, check_same_shapes
+from resafe.deltas.lora import factor_modules
 from resafe.errors import InputError
 
 
@@ -53,6 +54,10 @@ class DifferenceVector:
         """The difference tuned − aligned, float32."""
         tuned = self.tuned.read(name).to(torch.float32)
         return tuned if self.base is None else tuned - self.base.read(name).to(torch.float32)
+
+    def factor_modules(self) -> dict[str, tuple[str, str, float]] | None:
+        """For adapters: module → (name of A, name of B, scaling s)."""
+        return factor_modules(self.tuned) if self.tuned.kind == "adapter" else None
 
 
 def _check_same_factors(aligned: Checkpoint, tuned: Checkpoint) -> None:

@@ -95,6 +95,10 @@ class LoraProductVector:
         product = _product(self.tuned, name)
         return product if self.safe is None else product - _product(self.safe, name)
 
+    def factor_modules(self) -> None:
+        """None: it is over the weights."""
+        return None
+
 
 def _product(adapter: Checkpoint, name: str) -> Tensor:
     pairs = factor_pairs(adapter)

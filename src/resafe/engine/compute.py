@@ -26,8 +26,9 @@ class Computer:
         self.plan, self.totals = plan, totals
         self._traits, self._device = plan.method.traits, plan.device
         self._whole_weights = self._traits["inputs"] == "weights" or not plan.needs_base
+        self._part = plan.fusion.part
         self._by_tensor = plan.fusion.rounds("tensor") > 0
-        self.undivided = self._by_tensor or self._traits["part"] == "tensor"
+        self.undivided = self._by_tensor or self._part == "tensor"
 
     def deltas(self, piece: Span) -> tuple[Tensor | None, list[Tensor]]:
         """The base's rows (None where they are not needed) and what the method takes of every model, float32."""
@@ -41,7 +42,7 @@ class Computer:
 
     def pieces(self, span: Span) -> Iterator[Span]:
         """The parts of a span that are computed at once."""
-        whole = self.undivided and span.tensor.fused and self._traits["part"] == "tensor"
+        whole = self.undivided and span.tensor.fused and self._part == "tensor"
         return iter([span]) if whole else span.pieces(PIECE if self._device.type == "cpu" else ON_DEVICE)
 
     def statistics(self, span: Span) -> dict[str, Any]:
@@ -69,7 +70,7 @@ class Computer:
             return base  # only its dtype changes
         weights = [model.coefficients.at(tensor.name) for model in self.plan.models]
         _, width = rows_of(tensor.shape)
-        if self._traits["part"] == "tensor":
+        if self._part == "tensor":
             deltas = [delta.reshape(tensor.shape) for delta in deltas]
         fused = self.plan.fusion.combine(tensor.name, deltas, statistics, weights, piece.start * width, tensor.shape)
         fused = fused.reshape(piece.stop - piece.start, width)

@@ -64,7 +64,7 @@ def needed_memory(plan: Plan, threads: int) -> int:
     """
     copies = 4 * (len(plan.models) * 2 + 4)
     at_once = PIECE
-    if plan.method.traits["part"] == "tensor":
+    if plan.fusion.part == "tensor":
         at_once = max((t.numel for unit in plan.units for t in unit.tensors if t.fused), default=PIECE)
     width = max((rows_of(t.shape)[1] for unit in plan.units for t in unit.tensors if t.fused), default=1)
     blocks = 3 * plan.files.blocks.size * len(plan.remote)
@@ -109,7 +109,7 @@ def _seconds_per_entry(plan: Plan) -> float:
         for _ in range(2):  # the first one warms up
             start = time.perf_counter()
             _, deltas = computer.deltas(span)
-            if plan.method.traits["part"] != "tensor":
+            if plan.fusion.part != "tensor":
                 computer.fuse(span, plan.fusion.gather(partial(list, [deltas])))
             seconds = time.perf_counter() - start
     return seconds / max(1, (span.stop - span.start) * width)

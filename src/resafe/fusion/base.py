@@ -103,6 +103,11 @@ class Companion(Protocol):
         ...
 
     @property
+    def whole(self) -> bool:
+        """Whether the method then needs whole tensors, whatever it needs otherwise."""
+        ...
+
+    @property
     def base(self) -> str | None:
         """The digest of the one base it belongs to; None where it fits any or does not say."""
         ...
@@ -147,6 +152,7 @@ def fusion_method(
     linear: bool = False,
     affine: bool = False,
     weighted_sum: bool = False,
+    additive: bool = False,
     inputs: Literal["deltas", "weights"] = "deltas",
     part: Part = "entry",
     first_pass: FirstPass | None = None,
@@ -166,6 +172,7 @@ def fusion_method(
         affine: F(τ + c) = F(τ) + c for every shared c: whole weights may be given in place of task vectors, and the
             base need not be read.
         weighted_sum: F(τ) = Σ c_k τ_k with factors that do not depend on the task vectors: of adapters, an adapter.
+        additive: F(τ) = Σ F_k(τ_k) with F_k linear: masks of their own may be applied after it. A weighted sum is that.
         inputs: Whether the function takes task vectors and gives a delta, or takes and gives whole weights.
         part: What the function must see at once.
         first_pass: Statistics that it needs first.
@@ -173,6 +180,6 @@ def fusion_method(
         check: Problems with a number of models.
     """
     return FUSION.register(
-        name, title=title, source=source, linear=linear, affine=affine, weighted_sum=weighted_sum, inputs=inputs,
-        part=part, first_pass=first_pass, companion=companion, check=check,
+        name, title=title, source=source, linear=linear, affine=affine, weighted_sum=weighted_sum, additive=additive,
+        inputs=inputs, part=part, first_pass=first_pass, companion=companion, check=check,
     )  # fmt: skip

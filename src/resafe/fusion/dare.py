@@ -38,7 +38,7 @@ def dropped(deltas: Sequence[Tensor], drop: float, context: Context) -> list[Ten
     ]
 
 
-@fusion_method("dare", title="DARE", source="Yu et al. 2024, arXiv 2311.03099", linear=True)
+@fusion_method("dare", title="DARE", source="Yu et al. 2024, arXiv 2311.03099", linear=True, additive=True)
 def dare(deltas: Sequence[Tensor], context: Context, *, drop: float = 0.2, weight: float = 1.0) -> Tensor:
     """λ Σ w_k τ_k ⊙ b_k / (1 − p).
 

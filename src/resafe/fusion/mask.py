@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from resafe.errors import InputError
 from resafe.fusion.base import Context, Inputs, fusion_method
+from resafe.masks.concrete import norm_kept
+from resafe.masks.format import mask_directories
 from resafe.masks.stored import StoredMask
 from resafe.tensors import weighted_sum
 
@@ -24,13 +27,13 @@ class Masks:
 
     Attributes:
         files: The masks.
-        rescale: Division by the mean mask; None does what each file says.
+        rescale: Division by the mean mask, or scaling to the task vectors' norms; None does what each file says.
         strength: s of clip(1 − s (1 − m), 0, 1).
         check: Whether the base must be the one that the mask was learnt on.
     """
 
     files: tuple[StoredMask, ...]
-    rescale: Literal["none", "mean"] | None
+    rescale: Literal["none", "mean", "norm"] | None
     strength: float
     check: bool
 
@@ -44,16 +47,12 @@ class Masks:
         named = [settings["file"]] if isinstance(settings["file"], str) else settings["file"]
         if not named:
             raise InputError("mask: no file is named", "give the directory of a mask as file")
-        files = tuple(StoredMask.open(path) for path in named)
+        files = tuple(StoredMask.open(place) for path in named for place in mask_directories(Path(path).expanduser()))
         rescale = None if settings["rescale"] == "file" else settings["rescale"]
-        if any((rescale or file.settings.rescale) == "norm" for file in files):
+        if settings["strength"] != 1.0 and any((rescale or file.settings.rescale) != "none" for file in files):
             raise InputError(
-                "mask: a mask that keeps the norm of task vectors needs whole tensors",
-                "apply it with resafe mask apply, or set rescale=none or mean",
-            )
-        if settings["strength"] != 1.0 and any((rescale or file.settings.rescale) == "mean" for file in files):
-            raise InputError(
-                "mask: a mask that is divided by its mean has no strength", "set rescale=none, or leave strength at 1"
+                "mask: a mask that is divided by its mean, or keeps norms, has no strength",
+                "set rescale=none, or leave strength at 1",
             )
         return cls(files, rescale, settings["strength"], settings["check"])
 
@@ -65,6 +64,15 @@ class Masks:
     def digest(self) -> str:
         """See `Companion`."""
         return " ".join(file.digest for file in self.files)
+
+    def _keeps_norm(self, model: int) -> bool:
+        return (self.rescale or self.file(model).settings.rescale) == "norm"
+
+    @property
+    def whole(self) -> bool:
+        """See `Companion`: what is scaled to the norm of a task vector needs all of it; factors are read whole."""
+        places = range(len(self.files))
+        return any(self._keeps_norm(place) and not self.files[place].of_factors for place in places)
 
     @property
     def base(self) -> str | None:
@@ -111,7 +119,8 @@ class Masks:
         mask = self.file(model)
         if not mask.of_factors:
             return stored
-        return stored * mask.whole(name, tuple(stored.shape), self.rescale, self.strength)
+        masked = stored * mask.whole(name, tuple(stored.shape), self.rescale, self.strength)
+        return norm_kept(masked, stored) if self._keeps_norm(model) else masked
 
     def masked(self, model: int, delta: Tensor, context: Context) -> Tensor:
         """m_k ⊙ τ_k of a part of one tensor; zero where the mask does not cover the tensor."""
@@ -122,7 +131,8 @@ class Masks:
         start = context.start // max(1, width)
         rows = delta.reshape(-1, width)
         part = mask.part(context.name, shape, (start, start + len(rows)), self.rescale, self.strength)
-        return (rows * part.to(rows.device)).reshape(delta.shape)
+        masked = (rows * part.to(rows.device)).reshape(delta.shape)
+        return norm_kept(masked, delta) if self._keeps_norm(model) else masked
 
 
 @fusion_method(
@@ -133,7 +143,7 @@ def mask(
     context: Context,
     *,
     file: str | list[str],
-    rescale: Literal["file", "none", "mean"] = "file",
+    rescale: Literal["file", "none", "mean", "norm"] = "file",
     strength: float = 1.0,
     weight: float = 1.0,
     check: bool = True,
@@ -143,8 +153,9 @@ def mask(
     Args:
         deltas: Task vectors.
         context: Coefficients w_k, and the opened masks.
-        file: The directory of a mask that all models share, or one a model.
-        rescale: Division of the mask by its mean in each tensor: as the file says, never, or always.
+        file: The directory of a mask that all models share, or one a model (or the directory that holds these).
+        rescale: As the file says; "mean" divides the mask by its mean in each tensor, "norm" gives each tensor's masked
+            task vector the norm that it had (and takes tensors whole), "none" does neither.
         strength: s of clip(1 − s (1 − m), 0, 1): 0 keeps the tuned model, 1 is the mask itself, more removes more.
         weight: λ.
         check: Whether the base must be the one that the mask was learnt on, where the mask says which.

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from resafe.fusion.base import FUSION, Companion, Context, FirstPass
+from resafe.fusion.base import FUSION, Companion, Context, FirstPass, Part
 from resafe.registry import Method
 
 ReadDeltas = Callable[[str], Sequence[Tensor]]
@@ -39,7 +39,21 @@ class Fusion:
     @property
     def linear(self) -> bool:
         """Whether a shared mask may be applied after the fusion instead of before it."""
-        return bool(self._method.traits["linear"])
+        return bool(self._method.traits["linear"]) and not self._whole
+
+    @property
+    def part(self) -> Part:
+        """What the method must see at once, with these settings."""
+        return "tensor" if self._whole else self._method.traits["part"]
+
+    @property
+    def _whole(self) -> bool:
+        return self.companion is not None and self.companion.whole
+
+    @property
+    def additive(self) -> bool:
+        """Whether it is a sum of what it makes of each task vector: masks of their own may be applied after it."""
+        return bool(self._method.traits["weighted_sum"] or self._method.traits["additive"])
 
     def resolved(self) -> dict[str, Any]:
         """All settings, defaults included, checked against the method's signature."""

@@ -48,6 +48,7 @@ class MaskSettings:
         rescale: Division by the mean mask.
         initial: Initial logit φ₀; σ(φ₀) is the share of every task vector kept at the start.
         head_size: Width of an attention head, for granularity "head"; None has it read off the model.
+        per_task: Every task vector has a mask of its own, in place of one that all share.
     """
 
     granularity: Granularity = "entry"
@@ -56,6 +57,7 @@ class MaskSettings:
     rescale: Rescale = "none"
     initial: float = 0.0
     head_size: int | None = None
+    per_task: bool = False
 
 
 def logits_key(name: str, granularity: Granularity) -> str:

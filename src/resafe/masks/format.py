@@ -106,6 +106,29 @@ class Mask:
             return cls(values, MaskSettings(**description["settings"]), description["provenance"])
 
 
+def save_masks(masks: Sequence[Mask], directory: Path) -> None:
+    """Writes one mask into a directory, or several into its subdirectories 0, 1, …, one a tuned model."""
+    for number, mask in enumerate(masks):
+        mask.save(directory if len(masks) == 1 else directory / str(number))
+
+
+def mask_directories(directory: Path) -> list[Path]:
+    """Where the masks of a directory are: itself, or its subdirectories 0, 1, … where `save_masks` wrote several."""
+    found: list[Path] = []
+    while not (directory / DESCRIPTION).exists() and (directory / str(len(found)) / DESCRIPTION).is_file():
+        found.append(directory / str(len(found)))
+    return found or [directory]
+
+
+def load_masks(directory: Path) -> tuple[Mask, ...]:
+    """Reads what `save_masks` wrote.
+
+    Raises:
+        InputError: A file is missing or damaged, or of a later format.
+    """
+    return tuple(Mask.load(place) for place in mask_directories(directory))
+
+
 @contextmanager
 def readable(directory: Path) -> Iterator[None]:
     """Turns what goes wrong while a mask is read into an `InputError` that names it."""

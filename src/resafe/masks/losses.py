@@ -3,7 +3,8 @@
 Preference losses carry TRL's names: sigmoid (Rafailov et al., arXiv 2305.18290, eq. 7), robust (the same for labels of
 which a share is wrong, arXiv 2403.00409, eq. 11), ipo (arXiv 2310.12036, eq. 17, with length-averaged log-probabilities
 as in TRL), hinge (SLiC, arXiv 2305.10425), exo_pair (arXiv 2402.00856, eq. 16), nca_pair (arXiv 2402.05369, eq. 12),
-sppo_hard (arXiv 2405.00675, eq. 4.7), apo_zero and apo_down (arXiv 2408.06266, eq. 7 and 8).
+sppo_hard (arXiv 2405.00675, eq. 4.7), apo_zero and apo_down (arXiv 2408.06266, eq. 7 and
+8), bco_pair (arXiv 2404.04656, without its running shift, as TRL's) and sigmoid_norm (sigmoid, length-averaged).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -22,8 +23,22 @@ from resafe.checkpoints.attention import short_attention
 from resafe.checkpoints.output import output_of
 
 LossName = Literal[
-    "sft", "sigmoid", "robust", "ipo", "hinge", "exo_pair", "nca_pair", "sppo_hard", "apo_zero", "apo_down"
+    "sft",
+    "sigmoid",
+    "sigmoid_norm",
+    "robust",
+    "ipo",
+    "hinge",
+    "exo_pair",
+    "nca_pair",
+    "bco_pair",
+    "sppo_hard",
+    "apo_zero",
+    "apo_down",
 ]
+AVERAGED = ("ipo", "sigmoid_norm")
+"""Losses of log-probabilities averaged over an answer's tokens, as TRL has them."""
+
 SMOOTHED = ("robust", "exo_pair")
 """Losses in which ε, the share of labels that are taken to be wrong, counts; exo_pair needs one above 0."""
 
@@ -39,12 +54,29 @@ class Encoded:
         return len(self.prompt) + len(self.answer)
 
 
+class Share(Protocol):
+    """This process's share of a batch that several compute together (see `resafe.masks.processes`)."""
+
+    @property
+    def world(self) -> int:
+        """How many processes there are."""
+        ...
+
+    def rows(self, rows: Sequence[int], lengths: Sequence[int]) -> tuple[list[int], bool]:
+        """Its rows of a pass, and whether they count."""
+        ...
+
+    def everywhere(self, own: Tensor) -> Tensor:
+        """The sum over all processes."""
+        ...
+
+
 PASS_COST = 64
 """What one more pass through the model costs beside its tokens, in tokens (measured with adapters on two cores)."""
 
 
 def answer_log_probabilities(
-    model: Any, sequences: Sequence[Encoded], pad_id: int, pass_cost: float = PASS_COST
+    model: Any, sequences: Sequence[Encoded], pad_id: int, pass_cost: float = PASS_COST, share: Share | None = None
 ) -> tuple[Tensor, Tensor]:
     """Σ log p(answer | prompt) of each sequence.
 
@@ -56,15 +88,32 @@ def answer_log_probabilities(
         sequences: The batch.
         pad_id: Token for padding; masked, so its value does not matter.
         pass_cost: Cost of one more pass, in tokens.
+        share: Of several processes, this one's share of the work; None does all of it.
 
     Returns:
         Log-probabilities in nats, shape (batch,), float32, and the answers' lengths in tokens, shape (batch,).
     """
-    groups = length_groups([len(sequence) for sequence in sequences], pass_cost)
+    sizes = [len(sequence) for sequence in sequences]
+    groups = length_groups(sizes, pass_cost)
+    if share is not None and share.world > 1:
+        return _shared(model, sequences, pad_id, groups, share)
     sums = [_sums(model, [sequences[row] for row in group], pad_id) for group in groups]
     rows = torch.tensor([row for group in groups for row in group], device=sums[0].device)
     lengths = torch.tensor([len(sequence.answer) for sequence in sequences], device=rows.device)
     return torch.cat(sums)[rows.argsort()], lengths
+
+
+def _shared(
+    model: Any, sequences: Sequence[Encoded], pad_id: int, groups: Sequence[Sequence[int]], share: Share
+) -> tuple[Tensor, Tensor]:
+    """The same with the rows of each pass dealt out to the processes; the values of all reach every one of them."""
+    device = next(model.parameters()).device
+    own = torch.zeros(len(sequences), device=device)
+    for group in groups:
+        rows, counted = share.rows(group, [len(sequence) for sequence in sequences])
+        sums = _sums(model, [sequences[row] for row in rows], pad_id)
+        own = own.index_add(0, torch.tensor(rows, device=device), sums if counted else 0 * sums)
+    return share.everywhere(own), torch.tensor([len(sequence.answer) for sequence in sequences], device=device)
 
 
 def length_groups(lengths: Sequence[int], pass_cost: float) -> list[list[int]]:
@@ -159,11 +208,13 @@ def _nca_pair(won: Tensor, lost: Tensor, beta: float, wrong: float) -> Tensor:
 
 PAIR_LOSSES: dict[str, PairLoss] = {
     "sigmoid": lambda won, lost, beta, _: -logsigmoid(beta * (won - lost)),
+    "sigmoid_norm": lambda won, lost, beta, _: -logsigmoid(beta * (won - lost)),
     "robust": _robust,
     "ipo": lambda won, lost, beta, _: (won - lost - 1 / (2 * beta)) ** 2,
     "hinge": lambda won, lost, beta, _: torch.relu(1 - beta * (won - lost)),
     "exo_pair": _exo_pair,
     "nca_pair": _nca_pair,
+    "bco_pair": lambda won, lost, beta, _: -logsigmoid(beta * won) - logsigmoid(-beta * lost),
     "sppo_hard": lambda won, lost, beta, _: (won - 1 / (2 * beta)) ** 2 + (lost + 1 / (2 * beta)) ** 2,
     "apo_zero": lambda won, lost, beta, _: torch.sigmoid(-beta * won) + torch.sigmoid(beta * lost),
     "apo_down": lambda won, lost, beta, _: torch.sigmoid(beta * won) + torch.sigmoid(beta * (lost - won)),
@@ -177,7 +228,7 @@ def preference_loss(
     """The preference loss of each pair, and its reward margin β((π_c − ref_c) − (π_r − ref_r)).
 
     Args:
-        chosen: log π(chosen), shape (pairs,); length-averaged for "ipo".
+        chosen: log π(chosen), shape (pairs,); length-averaged for `AVERAGED` losses.
         rejected: log π(rejected), shape (pairs,).
         reference_chosen: log π_ref(chosen), shape (pairs,).
         reference_rejected: log π_ref(rejected), shape (pairs,).

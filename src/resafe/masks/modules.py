@@ -1,114 +1,26 @@
 """A language model whose task vectors pass through masks: weights θ_a + F(m ⊙ τ) formed inside the owning module.
 
-Aligned weights and task vectors are frozen parameters (not buffers: FSDP2 shards parameters only); only the logits
-train. Knows nothing of losses, data or files.
+Aligned weights and task vectors are frozen parameters (not buffers: FSDP2 shards parameters only), the logits are
+trainable parameters of the same module; only they learn. Knows nothing of losses, data or files.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
-from resafe.deltas import DifferenceVector, TaskVector
-from resafe.deltas.lora import factor_modules
+from resafe.deltas import TaskVector
 from resafe.errors import InputError
-from resafe.masks.concrete import MaskSettings, form_mask, logits_key, logits_shape, norm_kept, oriented, rescaled
-from resafe.masks.format import Mask
-
-Combine = Callable[[str, Sequence[Tensor]], Tensor]
-"""Name and task vectors of one tensor → the fused delta, differentiable."""
-
+from resafe.masks.concrete import MaskSettings, norm_kept
+from resafe.masks.logits import Combine, MaskLogits, Refit
 
 _SAMPLE = 4096
 """Entries of each tensor that go into the digest of the task vectors: enough to tell two models apart."""
-
-Reading = Literal["trained", "ones", "zeros", "random"]
-
-
-class MaskLogits(nn.Module):
-    """The trainable logits of a whole model, by key, with the step whose noise is to be drawn.
-
-    Attributes:
-        settings: The mask's settings.
-        seed: Seed of the draws.
-        step: Training step; keys the noise.
-        vectors_digest: Tells the task vectors behind the masks from others (see `install_masks`).
-        values: The logits by key.
-        shapes: The masked tensors and their shapes.
-    """
-
-    def __init__(self, settings: MaskSettings, seed: int) -> None:
-        super().__init__()
-        self.settings = settings
-        self.seed = seed
-        self.step = 0
-        self._reading: Reading = "trained"
-        self.vectors_digest = ""
-        self.values: dict[str, nn.Parameter] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-
-    def add(self, name: str, shape: tuple[int, ...]) -> None:
-        """Creates the logits of a tensor, filled with φ₀, unless they exist (the factors of a rank share theirs)."""
-        key = logits_key(name, self.settings.granularity)
-        wanted = logits_shape(name, shape, self.settings)
-        self.shapes[name] = shape
-        if key not in self.values:
-            self.values[key] = nn.Parameter(torch.full(wanted, float(self.settings.initial)))
-            self.register_parameter(key.replace(".", "/"), self.values[key])
-
-    def mask(self, name: str) -> Tensor | float:
-        """The (rescaled) mask of one tensor at the present step, broadcastable to it."""
-        if self._reading in ("ones", "zeros"):
-            return 1.0 if self._reading == "ones" else 0.0
-        key = logits_key(name, self.settings.granularity)
-        logits: Tensor = self.values[key]
-        purpose = key
-        if self._reading == "random":
-            logits, purpose = torch.zeros_like(logits), f"reference/{key}"
-        drawn = form_mask(logits, self.settings, self.seed, purpose, self.step)
-        return oriented(name, rescaled(drawn, self.settings.rescale), self.settings)
-
-    def start_from(self, settings: MaskSettings, values: Mapping[str, Tensor]) -> None:
-        """Takes over settings and logits, for example a warm start from scores that were read off these masks."""
-        self.settings = settings
-        with torch.no_grad():
-            for key, parameter in self.values.items():
-                parameter.copy_(values[key])
-        self.zero_grad(set_to_none=True)
-
-    def mask_of(self, values: dict[str, Tensor], settings: MaskSettings, facts: dict[str, Any] | None = None) -> Mask:
-        """The mask file for these values in place of the logits.
-
-        A layer's value is stored once a tensor, as "tensor": which tensors of a layer are masked (its linear layers,
-        not its norms) no key of the layer could tell.
-        """
-        if settings.granularity != "layer":
-            return Mask.of(values, settings, facts)
-        by_tensor = {
-            name: values[logits_key(name, "layer")].reshape((1,) * len(shape)) for name, shape in self.shapes.items()
-        }
-        return Mask.of(by_tensor, replace(settings, granularity="tensor"), facts)
-
-    @contextmanager
-    def reading(self, what: Reading) -> Iterator[None]:
-        """For a while the masks are all ones (the tuned model), all zeros (the aligned one) or draws at φ = 0."""
-        before, self._reading = self._reading, what
-        try:
-            yield
-        finally:
-            self._reading = before
-
-    def removed_share(self) -> Tensor:
-        """mean(1 − σ(φ)) over all logits, differentiable."""
-        kept = torch.stack([torch.sigmoid(value).sum() for value in self.values.values()]).sum()
-        return 1 - kept / sum(value.numel() for value in self.values.values())
 
 
 class MaskedWeight(nn.Module):
@@ -117,9 +29,10 @@ class MaskedWeight(nn.Module):
     Args:
         name: The tensor's name in the task vectors.
         aligned: θ_a, float.
-        deltas: τ_k; where F is linear they come summed to one tensor, since the mask is shared.
+        deltas: τ_k, or what F makes of them beforehand: one tensor where F is linear and the mask is shared, one a
+            mask where F is a sum and every task vector has its own.
         logits: The model's logits.
-        combine: F, or None where `deltas` holds the one tensor to use.
+        combine: F, or None where the masked `deltas` are only added up.
     """
 
     def __init__(
@@ -129,20 +42,42 @@ class MaskedWeight(nn.Module):
         self.name = name
         self.aligned = nn.Parameter(aligned, requires_grad=False)
         self.deltas = nn.ParameterList(nn.Parameter(delta, requires_grad=False) for delta in deltas)
-        self._logits = (logits,)  # in a tuple: the logits belong to the model once, not to every weight
+        # The logits belong here: only what a module owns is whole inside its forward when parameters are sharded.
+        self.logits = nn.ParameterList(logits.add(name, tuple(aligned.shape)))
+        self._settings = (logits,)  # in a tuple: it is one for the model, and its parameters are ours already
         self._combine = combine
+
+    @property
+    def drawn(self) -> bool:
+        """Whether its masks are random."""
+        return self._settings[0].settings.sampling in ("relaxed", "straight_through")
+
+    def keys(self) -> list[str]:
+        """The keys of the logits, in their order."""
+        return [self._settings[0].key(self.name, task) for task in range(len(self.logits))]
+
+    def _masks(self) -> list[Tensor | float]:
+        masks = [self._settings[0].mask(self.name, value, task) for task, value in enumerate(self.logits)]
+        return masks * len(self.deltas) if len(masks) == 1 else masks
+
+    def masked(self) -> list[Tensor]:
+        """The masked task vectors {m ⊙ τ_k}, scaled to their norms where the settings say so, float32."""
+        keep_norm, found = self._settings[0].settings.rescale == "norm", []
+        for mask, delta in zip(self._masks(), self.deltas, strict=True):
+            part = delta.float() * mask
+            found.append(norm_kept(part, delta.float()) if keep_norm and isinstance(mask, Tensor) else part)
+        return found
 
     def forward(self) -> Tensor:
         """The weight, shape and dtype of `aligned`."""
-        logits = self._logits[0]
-        mask = logits.mask(self.name)
-        keep_norm = logits.settings.rescale == "norm" and isinstance(mask, Tensor)
-        if self._combine is None and not keep_norm:
-            return torch.addcmul(self.aligned, self.deltas[0], _tensor(mask, self.aligned))
-        masked = [delta * mask for delta in self.deltas]
-        if keep_norm:
-            masked = [norm_kept(part, delta) for part, delta in zip(masked, self.deltas, strict=True)]
-        return self.aligned + (masked[0] if self._combine is None else self._combine(self.name, masked))
+        logits = self._settings[0]
+        if self._combine is not None:
+            fused = logits.combine(self._combine)(self.name, self.masked())
+            return (self.aligned + fused).to(self.aligned.dtype)
+        weight: Tensor = self.aligned
+        for mask, delta in zip(self._masks(), self.deltas, strict=True):
+            weight = torch.addcmul(weight, delta, _tensor(mask, weight))
+        return weight
 
 
 def _tensor(mask: Tensor | float, like: Tensor) -> Tensor:
@@ -166,14 +101,24 @@ class MaskedLora(nn.Module):
 
 
 class MaskedLinear(nn.Module):
-    """A linear layer whose weight is masked; the bias stays the aligned model's."""
+    """A linear layer whose weight is masked; the bias stays the aligned model's.
+
+    The backward pass forms the weight again: kept, the masks and weights of all layers would be a second and a third
+    copy of the model. Draws are kept, as random numbers cost more than their memory.
+    """
 
     def __init__(self, base: nn.Linear, weight: MaskedWeight) -> None:
         super().__init__()
-        self.bias, self.weight = base.bias, weight
+        self.bias, self.weight, self.again = base.bias, weight, True
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps x (…, in) to (…, out)."""
+        if not self.again or self.weight.drawn or not torch.is_grad_enabled():
+            return self._apply_weight(x)
+        found: Tensor = checkpoint(self._apply_weight, x, use_reentrant=False, preserve_rng_state=False)
+        return found
+
+    def _apply_weight(self, x: Tensor) -> Tensor:
         return functional.linear(x, self.weight().to(x.dtype), self.bias)
 
 
@@ -185,6 +130,9 @@ def install_masks(
     seed: int,
     combine: Combine,
     linear: bool,
+    additive: bool = False,
+    refit: Refit | None = None,
+    storage: torch.dtype = torch.float32,
 ) -> MaskLogits:
     """Replaces the linear layers that the task vectors touch by masked ones, in place.
 
@@ -195,6 +143,10 @@ def install_masks(
         seed: Seed of the draws.
         combine: The fusion F for one tensor.
         linear: Whether F is linear in the task vectors; then it is applied once, before training.
+        additive: Whether F({τ_k}) is the sum of what it makes of each τ_k beside zeros; then it is applied once with
+            masks of their own, too.
+        refit: Takes F's first pass over the whole model anew (see `MaskLogits.refresh`); None for an F without one.
+        storage: Dtype in which aligned weights and task vectors are held; logits and masks are float32.
 
     Returns:
         The logits; train their `parameters()`.
@@ -209,26 +161,36 @@ def install_masks(
             raise InputError(
                 f"the tuned models cover different tensors: {', '.join(only)}", "tune them with the same targets"
             )
-    linear = linear and (settings.rescale != "norm" or len(vectors) == 1)  # the norm of a sum is no sum of norms
-    logits = MaskLogits(settings, seed)
+    own = settings.per_task and len(vectors) > 1
+    # What is scaled to norms is scaled before F, which may drop entries: nothing of F can be done beforehand.
+    early = settings.rescale != "norm"
+    linear, additive = linear and early and not own, additive and early and own
+    logits = MaskLogits(settings, seed, len(vectors) if own else 1)
     hasher = hashlib.sha256()
     device = next(model.parameters()).device
+    made: dict[str, MaskedWeight] = {}
 
     def weight(name: str) -> MaskedWeight:
-        logits.add(name, vectors[0].shape(name))
         deltas = [vector.delta(name) for vector in vectors]
         aligned = vectors[0].aligned(name)
         for tensor in (aligned, *deltas):
             hasher.update(f"{name} {tuple(tensor.shape)}".encode())
             hasher.update(tensor.flatten()[:: max(1, tensor.numel() // _SAMPLE)].contiguous().numpy().tobytes())
-        fused = [combine(name, deltas)] if linear else deltas
-        return MaskedWeight(name, aligned, fused, logits, None if linear else combine)
+        if linear:
+            deltas = [combine(name, deltas)]
+        elif additive:
+            deltas = [combine(name, _alone(deltas, place)) for place in range(len(deltas))]
+        held = [delta.to(storage) for delta in deltas]
+        made[name] = MaskedWeight(name, aligned.to(storage), held, logits, None if linear or additive else combine)
+        return made[name]
 
-    if isinstance(vectors[0], DifferenceVector) and vectors[0].tuned.kind == "adapter":
-        _install_lora(model, vectors[0], weight)
+    factors = vectors[0].factor_modules()
+    if factors is not None:
+        _install_lora(model, factors, weight)
     else:
         _install_full(model, vectors[0], weight)
     logits.vectors_digest = hasher.hexdigest()
+    logits.fit_fusion_to(refit, lambda name: _masked_now(made.get(name), vectors, name))
     model.requires_grad_(False)
     logits.requires_grad_(True)
     model.to(device)
@@ -236,8 +198,19 @@ def install_masks(
     return logits
 
 
-def _install_lora(model: nn.Module, vector: DifferenceVector, weight: Callable[[str], MaskedWeight]) -> None:
-    for module, (a, b, scale) in factor_modules(vector.tuned).items():
+def _alone(deltas: Sequence[Tensor], place: int) -> list[Tensor]:
+    return [delta if at == place else torch.zeros_like(delta) for at, delta in enumerate(deltas)]
+
+
+def _masked_now(weight: MaskedWeight | None, vectors: Sequence[TaskVector], name: str) -> list[Tensor]:
+    """The masked task vectors of a tensor; zeros for those that stay aligned, as where the mask is applied."""
+    return [torch.zeros(vector.shape(name)) for vector in vectors] if weight is None else weight.masked()
+
+
+def _install_lora(
+    model: nn.Module, factors: Mapping[str, tuple[str, str, float]], weight: Callable[[str], MaskedWeight]
+) -> None:
+    for module, (a, b, scale) in factors.items():
         base = _linear(model, module)
         _replace(model, module, MaskedLora(base, weight(a), weight(b), scale))
 

@@ -106,19 +106,14 @@ class StoredMask:
             name: The tensor.
             shape: Its whole shape; seen as rows of its last dimension, a vector as one row.
             rows: First row, and the one after the last.
-            rescale: Division by the tensor's mean mask; None does what the file says.
+            rescale: Division by the tensor's mean mask; None does what the file says. For "norm" the mask comes as it
+                is: by how much it is scaled depends on the task vector (see `norm_kept`).
             strength: s of `scaled_mask`, without rescaling only; None leaves the mask as it is. 1 does so too, but for
                 the last bit: realignment goes through the formula, so whoever wants its bits must.
 
         Raises:
-            InputError: The mask does not cover the tensor, is scaled by a norm, which no part knows, or the file
-                changed since it was opened.
+            InputError: The mask does not cover the tensor, or the file changed since it was opened.
         """
-        if (rescale or self.settings.rescale) == "norm":
-            raise InputError(
-                f"{self.directory}: a mask that keeps norms is not applied in parts",
-                "apply it with resafe mask apply, or with rescale=none",
-            )
         key, granularity = logits_key(name, self.settings.granularity), self.settings.granularity
         if key not in self.shapes:
             raise InputError(f"{self.directory}: no values for '{name}'", "it was learnt on other tensors")
@@ -138,7 +133,9 @@ class StoredMask:
             value = self._values(key, 0, count)[owners][:, None]
         if (rescale or self.settings.rescale) == "mean":
             return value / self._mean(key)
-        return value if strength is None else scaled_mask(value, strength)
+        if strength is None or (rescale or self.settings.rescale) == "norm":
+            return value
+        return scaled_mask(value, strength)
 
     def _of_heads(self, name: str, key: str, shape: Shape, start: int, stop: int) -> Tensor:
         stored = self._values(key, 0, math.prod(self.shapes[key])).reshape(self.shapes[key])

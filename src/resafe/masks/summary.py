@@ -43,6 +43,12 @@ def mean_keep(rates: Iterable[KeepRate]) -> float:
     return sum(rate.keep * rate.values for rate in chosen) / max(1, sum(rate.values for rate in chosen))
 
 
+def module_of(key: str) -> str:
+    """The module that a key of a mask belongs to, whatever its layer, e.g. "mlp.up_proj"; tasks apart."""
+    task, colon, name = key.rpartition(":")
+    return task + colon + _place(name)[1]
+
+
 def _place(key: str) -> tuple[int | None, str]:
     name = key.removesuffix(".weight")
     numbered = _LAYER.search(name)

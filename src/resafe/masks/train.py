@@ -15,16 +15,24 @@ from torch import Tensor
 from resafe.errors import InputError
 from resafe.masks.batches import Batches, Item
 from resafe.masks.checkpoint import load_state, save_state
+from resafe.masks.engine import EngineSettings, make_optimizer
+from resafe.masks.logits import MaskLogits, whole
 from resafe.masks.losses import (
+    AVERAGED,
     PASS_COST,
     SMOOTHED,
+    Encoded,
     LossName,
     answer_log_probabilities,
     answer_logits,
     preference_loss,
     token_divergence,
 )
-from resafe.masks.modules import MaskedWeight, MaskLogits
+from resafe.masks.modules import MaskedWeight
+from resafe.masks.pairs import pair_log_probabilities, shares_prompts
+from resafe.masks.processes import ALONE, Processes
+from resafe.masks.state import load_training, save_training, set_rate
+from resafe.masks.trackers import Trackers
 from resafe.provenance import digest_value
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -90,7 +98,14 @@ def learning_rate_at(settings: TrainSettings, step: int) -> float:
 
 
 def reference_log_probabilities(
-    model: Any, logits: MaskLogits, items: Sequence[Item], which: Reference, pad_id: int, batch_size: int
+    model: Any,
+    logits: MaskLogits,
+    items: Sequence[Item],
+    which: Reference,
+    pad_id: int,
+    batch_size: int,
+    processes: Processes = ALONE,
+    shared: bool = False,
 ) -> Tensor:
     """The log π_ref of (chosen, rejected) for every pair, shape (items, 2), zeros for items without rejected answer."""
     table = torch.zeros(len(items), 2)
@@ -99,7 +114,9 @@ def reference_log_probabilities(
     with torch.no_grad(), logits.reading("ones" if which == "tuned" else "zeros"):
         for start in range(0, len(order), batch_size):
             chunk = order[start : start + batch_size]
-            table[[item.index for item in chunk]] = _pair_log_probabilities(model, chunk, pad_id, cost).cpu()
+            table[[item.index for item in chunk]] = _pair_log_probabilities(
+                model, chunk, pad_id, cost, processes, shared
+            ).cpu()
     return table
 
 
@@ -109,12 +126,17 @@ def pass_cost(model: torch.nn.Module) -> float:
     On two cores 71 million masked entries of a 135-million model cost, with their gradients, as much as 220 tokens.
     """
     masked = sum(module.aligned.numel() for module in model.modules() if isinstance(module, MaskedWeight))
-    return PASS_COST + 600 * masked / sum(parameter.numel() for parameter in model.parameters())
+    return PASS_COST + 600 * masked / sum(p.numel() for p in model.parameters() if not p.requires_grad)
 
 
-def _pair_log_probabilities(model: Any, items: Sequence[Item], pad_id: int, cost: float) -> Tensor:
+def _pair_log_probabilities(
+    model: Any, items: Sequence[Item], pad_id: int, cost: float, processes: Processes = ALONE, shared: bool = False
+) -> Tensor:
+    if shared:
+        pairs = [(item.chosen, item.rejected) for item in items if item.rejected]
+        return pair_log_probabilities(model, pairs, pad_id, cost, processes)
     both = [item.chosen for item in items] + [item.rejected for item in items if item.rejected]
-    sums, _ = answer_log_probabilities(model, both, pad_id, cost)
+    sums, _ = answer_log_probabilities(model, both, pad_id, cost, processes)
     return torch.stack([sums[: len(items)], sums[len(items) :]], dim=1)
 
 
@@ -129,7 +151,9 @@ class MaskTrainer:
         pad_id: Padding token.
         work: Directory for checkpoints and cached reference log-probabilities; None keeps none.
         progress: Called with (step, steps, metrics) after each step.
-        checkpoint_every: Steps between checkpoints.
+        checkpoint_every: Steps between checkpoints, and between figures of what each module keeps.
+        engine: How training runs: memory, optimiser, trackers.
+        processes: This process among those that train together; the model is sharded over them already.
     """
 
     def __init__(
@@ -143,16 +167,25 @@ class MaskTrainer:
         work: Path | None = None,
         progress: Progress | None = None,
         checkpoint_every: int = 10,
+        engine: EngineSettings | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.model, self.logits, self.items, self.settings = model, logits, list(items), settings
         self.pad_id, self.work, self.progress, self.checkpoint_every = pad_id, work, progress, checkpoint_every
         self.batches = Batches(self.items, settings.batch_size, settings.shares, settings.seed)
-        self.optimizer = torch.optim.AdamW(logits.parameters(), lr=settings.learning_rate, weight_decay=0.0)
+        self.engine, self.processes = engine or EngineSettings(), processes
+        if processes.world > 1 and self.engine.optimizer != "adamw":
+            raise InputError(
+                f"optimizer {self.engine.optimizer!r} trains in one process",
+                "leave optimizer at adamw, or use one process",
+            )
+        self.optimizer = make_optimizer(self.engine.optimizer, logits.parameters(), settings.learning_rate)
         self._reference: Tensor | None = None
+        self._shared: bool | None = None
         self._pass_cost = pass_cost(model)
         start = hashlib.sha256()
         for _, parameter in sorted(logits.values.items()):
-            start.update(parameter.detach().cpu().numpy().tobytes())
+            start.update(whole(parameter.detach()).cpu().numpy().tobytes())
         self._start = start.hexdigest()  # taken now, before training moves the logits
 
     def identity(self) -> str:
@@ -161,42 +194,68 @@ class MaskTrainer:
             (i.side, i.chosen.prompt, i.chosen.answer, i.rejected.answer if i.rejected else ()) for i in self.items
         ]
         start = [self.logits.vectors_digest, self._start]
-        return digest_value([asdict(self.settings), asdict(self.logits.settings), tokens, start])
+        running: list[str] = [] if self.engine.optimizer == "adamw" else [self.engine.optimizer]
+        running += ["shared prompts"] if self.engine.share_prompts else []
+        return digest_value([asdict(self.settings), asdict(self.logits.settings), tokens, start, *running])
 
     def reference(self) -> Tensor:
         """The fixed reference's log-probabilities, computed once and cached beside the checkpoints."""
         if self._reference is None:
             path = self.work / "reference.safetensors" if self.work else None
+            self.processes.wait()
             stored = load_state(path, self.identity()) if path else None
-            if stored is None:
+            if not self.processes.agree(stored is not None):
                 which = self.settings.reference
-                table = reference_log_probabilities(self.model, self.logits, self.items, which, self.pad_id, 32)
+                table = reference_log_probabilities(
+                    self.model, self.logits, self.items, which, self.pad_id, 32, self.processes, self.shares_prompts()
+                )
                 stored = {"log_probabilities": table}
-                if path:
+                if path and self.processes.main:
                     save_state(path, stored, self.identity())
+            assert stored is not None
             self._reference = stored["log_probabilities"]
         return self._reference
 
     def run(self) -> dict[str, float]:
         """Trains from the last checkpoint, or from the start, to the last step; returns the last step's metrics."""
-        start, metrics = self._resume(), {}
+        start, metrics, last = self.resume(), {}, self.settings.steps
         self.model.eval()  # dropout would make the mask's gradient noisier; only masks are random here
-        for step in range(start, self.settings.steps):
+        trackers = self._trackers()
+        for step in range(start, last):
             metrics = self.step(step)
-            if self.progress:
-                self.progress(step + 1, self.settings.steps, metrics)
-            if self.work and (step + 1) % self.checkpoint_every == 0 and step + 1 < self.settings.steps:
-                self._checkpoint(step + 1)
+            due = (step + 1) % self.checkpoint_every == 0
+            if due or step + 1 == last:
+                metrics |= {f"keep_rate/{module}": kept for module, kept in self.logits.keep_rates().items()}
+            trackers.log(step + 1, metrics)
+            if self.progress and self.processes.main:
+                self.progress(step + 1, last, metrics)
+            if self.work and due and step + 1 < last:
+                save_training(self.work, step + 1, self.logits, self.optimizer, self.identity(), self.processes)
+        trackers.close()
         return metrics
+
+    def _trackers(self) -> Trackers:
+        place = self.work or Path("mask.work")
+        logs = place.with_name(place.name.removesuffix(".work") + "-logs")
+        return Trackers(
+            self.engine.report_to, logs, asdict(self.settings), self.settings.steps, main=self.processes.main
+        )
+
+    def resume(self) -> int:
+        """Goes back to the last checkpoint of this training; returns the steps that were done, 0 without one."""
+        if self.work is None:
+            return 0
+        return load_training(self.work, self.logits, self.optimizer, self.identity(), self.processes)
 
     def step(self, step: int) -> dict[str, float]:
         """One optimiser step."""
         self.logits.step = step
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(self.settings, step)
+            set_rate(group, learning_rate_at(self.settings, step))
         self.optimizer.zero_grad(set_to_none=True)
         loss, metrics = self.loss(self.batches.at(step))
-        loss.backward()  # type: ignore[no-untyped-call]
+        # Sharded gradients are averaged over the processes, and each has computed its part of one loss.
+        (loss if self.processes.world == 1 else loss * self.processes.world).backward()  # type: ignore[no-untyped-call]
         if self.settings.max_norm > 0:
             torch.nn.utils.clip_grad_norm_(self.logits.parameters(), self.settings.max_norm)
         self.optimizer.step()
@@ -204,24 +263,42 @@ class MaskTrainer:
 
     def loss(self, batch: Sequence[Item]) -> tuple[Tensor, dict[str, float]]:
         """The objective on one batch and its metrics, under TRL's names where TRL has one."""
+        self.logits.refresh()
         if self.settings.loss == "sft":
             loss, metrics = self._sft(batch)
         else:
             loss, metrics = self._preference(batch)
         if self.settings.removal_price > 0:
-            loss = loss + self.settings.removal_price * self.logits.removed_share()
+            loss = loss + self.settings.removal_price * self._removed_share()
         task = [item.chosen for item in batch if item.side == "task"]
         if self.settings.task_divergence > 0 and task:
-            with torch.no_grad(), self.logits.reading("ones"):
-                tuned, _, _ = answer_logits(self.model, task, self.pad_id)
-            divergence = token_divergence(tuned, answer_logits(self.model, task, self.pad_id)[0])
+            divergence = self._divergence(task)
             loss = loss + self.settings.task_divergence * divergence
             metrics["kl/task"] = float(divergence.detach())
         return loss, metrics
 
+    def _removed_share(self) -> Tensor:
+        share, world = self.logits.removed_share(), self.processes.world
+        if world == 1:
+            return share
+        own = share / world  # the gradients of shards are not averaged here, as those through the model are
+        return self.processes.everywhere(share.detach()) + (own - own.detach())
+
+    def _divergence(self, task: Sequence[Encoded]) -> Tensor:
+        """KL(π_tuned ‖ π) a token of the task's answers."""
+        rows, counted = self.processes.rows(range(len(task)), [len(sequence) for sequence in task])
+        own = [task[row] for row in rows]
+        with torch.no_grad(), self.logits.reading("ones"):
+            tuned, _, _ = answer_logits(self.model, own, self.pad_id)
+        found = token_divergence(tuned, answer_logits(self.model, own, self.pad_id)[0])
+        if self.processes.world == 1:
+            return found
+        tokens, total = (sum(len(sequence.answer) for sequence in part) for part in (own, task))
+        return self.processes.everywhere(found * (tokens / total if counted else 0.0))
+
     def _sft(self, batch: Sequence[Item]) -> tuple[Tensor, dict[str, float]]:
         sums, lengths = answer_log_probabilities(
-            self.model, [item.chosen for item in batch], self.pad_id, self._pass_cost
+            self.model, [item.chosen for item in batch], self.pad_id, self._pass_cost, self.processes
         )
         per_token = -sums / lengths
         sides = sorted({item.side for item in batch})
@@ -229,22 +306,41 @@ class MaskTrainer:
         metrics = {f"nll/{side}": float(per_token[rows[side]].mean().detach()) for side in sides}
         return per_token.mean(), metrics
 
+    def shares_prompts(self) -> bool:
+        """Whether the prompt of a pair is computed once for both answers: asked for, and the model is able to."""
+        if not self.engine.share_prompts:
+            return False
+        if self._shared is None:
+            pairs = [(item.chosen, item.rejected) for item in self.items if item.rejected]
+            same = [pair for pair in pairs if pair[0].prompt == pair[1].prompt]
+            with self.logits.reading("ones"):
+                able = len(same) == len(pairs) > 0 and shares_prompts(self.model, pairs[0], self.pad_id)
+            self._shared = self.processes.agree(able)
+        return self._shared
+
+    def _pairs(self, pairs: Sequence[Item]) -> Tensor:
+        return _pair_log_probabilities(
+            self.model, pairs, self.pad_id, self._pass_cost, self.processes, self.shares_prompts()
+        )
+
     def _preference(self, batch: Sequence[Item]) -> tuple[Tensor, dict[str, float]]:
         pairs = [item for item in batch if item.rejected]
-        table = _pair_log_probabilities(self.model, pairs, self.pad_id, self._pass_cost)
+        table = self._pairs(pairs)
         if self.settings.reference == "random":
             with torch.no_grad(), self.logits.reading("random"):
-                fixed = _pair_log_probabilities(self.model, pairs, self.pad_id, self._pass_cost)
+                fixed = self._pairs(pairs)
         else:
             fixed = self.reference()[[item.index for item in pairs]].to(table.device)
-        if self.settings.loss == "ipo":  # TRL averages over the answer's tokens for this loss
+        rewards = self.settings.beta * (table.detach() - fixed)
+        if self.settings.loss in AVERAGED:
             lengths = torch.tensor([[len(i.chosen.answer), len(i.rejected.answer)] for i in pairs if i.rejected])
             table, fixed = table / lengths.to(table.device), fixed / lengths.to(table.device)
         losses, margins = preference_loss(
             table[:, 0], table[:, 1], fixed[:, 0], fixed[:, 1], self.settings.beta, self.settings.loss,
             self.settings.label_smoothing,
         )  # fmt: skip
-        rewards = self.settings.beta * (table.detach() - fixed)
+        if self.settings.loss in AVERAGED:
+            margins = rewards[:, 0] - rewards[:, 1]  # what is reported is of whole answers for every loss
         metrics = {
             "rewards/chosen": float(rewards[:, 0].mean()),
             "rewards/rejected": float(rewards[:, 1].mean()),
@@ -258,27 +354,3 @@ class MaskTrainer:
             loss = loss + kept * len(task) / len(pairs)
             metrics |= more
         return loss, metrics
-
-    def _checkpoint(self, step: int) -> None:
-        assert self.work is not None
-        state: dict[str, Tensor] = {"step": torch.tensor(step)}
-        for key, parameter in self.logits.values.items():
-            state[f"logits/{key}"] = parameter.detach()
-            # a layer that no batch has reached yet (an expert, say) has no moments
-            state |= {f"{moment}/{key}": value for moment, value in self.optimizer.state[parameter].items()}
-        save_state(self.work / "checkpoint.safetensors", state, self.identity())
-
-    def _resume(self) -> int:
-        state = load_state(self.work / "checkpoint.safetensors", self.identity()) if self.work else None
-        if state is None:
-            return 0
-        for key, parameter in self.logits.values.items():
-            with torch.no_grad():
-                parameter.copy_(state[f"logits/{key}"])
-            if f"step/{key}" in state:
-                self.optimizer.state[parameter] = {
-                    "step": state[f"step/{key}"],
-                    "exp_avg": state[f"exp_avg/{key}"].to(parameter.device),
-                    "exp_avg_sq": state[f"exp_avg_sq/{key}"].to(parameter.device),
-                }
-        return int(state["step"])

@@ -105,15 +105,21 @@ class Problem:
             examples += [replace(pool[i % len(pool)], id=f"{side}-{i}") for i in range(count)]
         return examples
 
-    def masked(self, weight: Callable[[str], Tensor | float], keep_norm: bool = False) -> Realigned:
-        """θ_a + F({m ⊙ τ_k}) by tensor, for a mask given by name; F's first pass runs over the masked task vectors.
+    def masked(self, *weights: Callable[[str], Tensor | float], keep_norm: bool = False) -> Realigned:
+        """θ_a + F({m_k ⊙ τ_k}) by tensor, for masks given by name; F's first pass runs over the masked task vectors.
 
-        With `keep_norm` every m ⊙ τ_k is scaled to the norm of τ_k.
+        Args:
+            weights: One mask that all task vectors share, or one for each of them.
+            keep_norm: Scale every m ⊙ τ_k to the norm of τ_k.
         """
 
         def deltas(name: str) -> list[Tensor]:
-            mask, found = weight(name), [vector.delta(name) for vector in self.vectors]
-            return [norm_kept(delta * mask, delta) if keep_norm else delta * mask for delta in found]
+            masks = [weight(name) for weight in weights] * (len(self.vectors) if len(weights) == 1 else 1)
+            found = [vector.delta(name) for vector in self.vectors]
+            return [
+                norm_kept(delta * mask, delta) if keep_norm else delta * mask
+                for delta, mask in zip(found, masks, strict=True)
+            ]
 
         statistics = self.fusion.statistics(self.names, deltas)
         return lambda name: self.vectors[0].aligned(name) + self.fusion.combine(name, deltas(name), statistics)
@@ -128,14 +134,20 @@ class Family:
         strengths: The grid to choose from, weakest first.
         at: Strength → realigned tensors.
         facts: What the report should say, e.g. the keep rate.
-        mask: The learned mask, where there is one: a portable patch that is stored beside the model.
+        masks: What was learned, where that is a mask: a portable patch that is stored beside the model. One that all
+            tuned models share, or one each.
     """
 
     strength: str
     strengths: tuple[float, ...]
     at: Callable[[float], Realigned]
     facts: dict[str, Any] = field(default_factory=dict)
-    mask: Mask | None = None
+    masks: tuple[Mask, ...] = ()
+
+    @property
+    def mask(self) -> Mask | None:
+        """The mask that all tuned models share, if there is one."""
+        return self.masks[0] if len(self.masks) == 1 else None
 
 
 def realign_method(

@@ -1,6 +1,8 @@
-"""The strengths that one mask gives: how much of what it removes is removed."""
+"""The strengths that masks give: how much of what they remove is removed."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -12,36 +14,54 @@ from resafe.realign.base import Family, Problem, Realigned
 from resafe.tensors import shuffled
 
 
-def mask_family(problem: Problem, mask: Mask, strengths: tuple[float, ...], *, shuffle: bool = False) -> Family:
-    """The family of a mask; a rescaled mask has one member, its own strength 1.
+def mask_family(
+    problem: Problem, mask: Mask | Sequence[Mask], strengths: tuple[float, ...], *, shuffle: bool = False
+) -> Family:
+    """The family of a mask, or of one for each tuned model; a rescaled mask has one member, its own strength 1.
 
     Args:
         problem: The realignment.
-        mask: The mask.
+        mask: One mask that all task vectors share, or one for each of them.
         strengths: Grid of s.
-        shuffle: Shuffle the mask's entries within each tensor first: same keep rates, no information.
+        shuffle: Shuffle a mask's entries within each tensor first: same keep rates, no information.
 
     Raises:
-        InputError: The mask was learnt on other tensors.
+        InputError: A mask was learnt on other tensors, or there are not as many as tuned models.
     """
-    granularity = mask.settings.granularity
-    adapter = isinstance(vector := problem.vectors[0], DifferenceVector) and vector.tuned.kind == "adapter"
-    keys = {logits_key(name, granularity) for name in problem.names}
-    if unknown := sorted(set(mask.values) - keys):
+    masks = (mask,) if isinstance(mask, Mask) else tuple(mask)
+    if len(masks) not in (1, len(problem.vectors)):
         raise InputError(
-            f"the task vectors have no tensor for the mask's '{unknown[0]}'", "it was learnt on other models"
+            f"{len(masks)} masks, and {len(problem.vectors)} tuned models", "give one mask, or one for each of them"
         )
+    rescale = masks[0].settings.rescale
+    for one in masks:
+        keys = {logits_key(name, one.settings.granularity) for name in problem.names}
+        if unknown := sorted(set(one.values) - keys):
+            raise InputError(
+                f"the task vectors have no tensor for the mask's '{unknown[0]}'", "it was learnt on other models"
+            )
+        if one.settings.rescale != rescale:
+            raise InputError("the masks are rescaled in different ways", "use masks that were learnt together")
 
     def at(strength: float) -> Realigned:
-        def weight(name: str) -> Tensor | float:
-            if not adapter and logits_key(name, granularity) not in mask.values:
-                return 0.0  # embeddings, norms, biases and the head stay aligned, as they were in training
-            value = mask.weight(name)
-            if shuffle:
-                value = shuffled(value.expand(problem.vectors[0].shape(name)), problem.seed, "shuffle", name)
-            return value if mask.settings.rescale != "none" else scaled_mask(value, strength)
+        weights = [_weight(problem, one, strength, shuffle) for one in masks]
+        return problem.masked(*weights, keep_norm=rescale == "norm")
 
-        return problem.masked(weight, keep_norm=mask.settings.rescale == "norm")
+    grid = (1.0,) if rescale != "none" else tuple(strengths)
+    kept = sum(one.keep_rate for one in masks) / len(masks)
+    facts = {"keep_rate": kept} | ({"keep_rates": [one.keep_rate for one in masks]} if len(masks) > 1 else {})
+    return Family("mask strength", grid, at, facts, masks)
 
-    grid = (1.0,) if mask.settings.rescale != "none" else tuple(strengths)
-    return Family("mask strength", grid, at, {"keep_rate": mask.keep_rate}, mask)
+
+def _weight(problem: Problem, mask: Mask, strength: float, shuffle: bool) -> Callable[[str], Tensor | float]:
+    adapter = isinstance(vector := problem.vectors[0], DifferenceVector) and vector.tuned.kind == "adapter"
+
+    def weight(name: str) -> Tensor | float:
+        if not adapter and logits_key(name, mask.settings.granularity) not in mask.values:
+            return 0.0  # embeddings, norms, biases and the head stay aligned, as they were in training
+        value = mask.weight(name)
+        if shuffle:
+            value = shuffled(value.expand(problem.vectors[0].shape(name)), problem.seed, "shuffle", name)
+        return value if mask.settings.rescale != "none" else scaled_mask(value, strength)
+
+    return weight

@@ -18,25 +18,40 @@ from resafe.errors import InputError
 from resafe.fusion import Fusion
 from resafe.masks import MaskLogits, MaskSettings, encode_items, install_masks
 from resafe.masks.batches import Item
+from resafe.masks.logits import whole
 from resafe.masks.losses import answer_log_probabilities
+from resafe.masks.processes import ALONE, Processes
 from resafe.realign.base import Problem
 
 SIDES = ("safety", "harmless", "task")
 _BATCH = 16
 
 
-def masked_model(problem: Problem, settings: MaskSettings, seed: int) -> tuple[Any, MaskLogits]:
-    """A fresh model with the problem's task vectors behind masks, and the masks' logits."""
+def masked_model(
+    problem: Problem, settings: MaskSettings, seed: int, storage: torch.dtype = torch.float32
+) -> tuple[Any, MaskLogits]:
+    """A fresh model with the problem's task vectors behind masks, and the masks' logits.
+
+    F's first pass over the whole model (TIES' thresholds) is taken over the task vectors as they are masked, as the
+    published loop does and as it is where the mask is applied, and not once over the unmasked ones.
+    """
     fusion: Fusion = problem.fusion
-    statistics = fusion.statistics(problem.names, lambda name: [vector.delta(name) for vector in problem.vectors])
+
+    def fitted(read: Callable[[str], Sequence[Tensor]]) -> Callable[[str, Sequence[Tensor]], Tensor]:
+        statistics = fusion.statistics(problem.names, read)
+        return lambda name, deltas: fusion.combine(name, deltas, statistics)
+
     model = problem.models().plain()
     logits = install_masks(
         model,
         problem.vectors,
         settings,
         seed=seed,
-        combine=lambda name, deltas: fusion.combine(name, deltas, statistics),
+        combine=fusion.combine,
         linear=fusion.linear,
+        additive=fusion.additive,
+        refit=fitted if fusion.rounds("model") > 0 else None,
+        storage=storage,
     )
     return model, logits
 
@@ -78,6 +93,7 @@ def mask_gradients(
     scales: dict[str, float],
     pad_id: int,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
+    processes: Processes = ALONE,
 ) -> dict[str, Tensor]:
     """Gradient in m of Σ_side w_side · (mean negative log-likelihood per token of the side's items), at the present m.
 
@@ -88,6 +104,7 @@ def mask_gradients(
         scales: Side → weight.
         pad_id: Padding token.
         progress: Called with (batches done, batches, figures).
+        processes: This process among those over which the model is sharded.
 
     Returns:
         Key → gradient, float32, shape of the logits.
@@ -96,14 +113,56 @@ def mask_gradients(
     ordered = sorted((item for item in items if scales.get(item.side)), key=lambda item: len(item.chosen))
     batches = [ordered[start : start + _BATCH] for start in range(0, len(ordered), _BATCH)]
     logits.zero_grad(set_to_none=True)
+    logits.refresh()
     for number, batch in enumerate(batches):
-        sums, lengths = answer_log_probabilities(model, [item.chosen for item in batch], pad_id)
+        sums, lengths = answer_log_probabilities(model, [item.chosen for item in batch], pad_id, share=processes)
         weights = torch.tensor([scales[item.side] / sizes[item.side] for item in batch], device=sums.device)
         loss = (weights * -sums / lengths).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss if processes.world == 1 else loss * processes.world).backward()  # type: ignore[no-untyped-call]
         if progress:
             progress(number + 1, len(batches), {"loss": float(loss.detach())})
-    return {key: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for key, p in logits.values.items()}
+    return {
+        key: torch.zeros_like(whole(p.detach())) if p.grad is None else whole(p.grad.detach()).clone()
+        for key, p in logits.values.items()
+    }
+
+
+def second_order(
+    model: Any,
+    logits: MaskLogits,
+    items: Sequence[Item],
+    pad_id: int,
+    progress: Callable[[int, int, dict[str, float]], None] | None = None,
+) -> dict[str, Tensor]:
+    """How much the items' mean loss falls when an entry is removed, to second order: ∂L/∂m − ½ F.
+
+    F is the diagonal of the empirical Fisher matrix, in place of the Hessian: n g² for an answer of n tokens whose mean
+    negative log-likelihood has the gradient g. Every item is a backward pass of its own.
+
+    Args:
+        model: The model with masks installed in "direct" mode.
+        logits: Its logits, φ = m.
+        items: Encoded items of one side.
+        pad_id: Padding token.
+        progress: Called with (items done, items, figures).
+
+    Returns:
+        Key → score, float32, shape of the logits; for masks near 1.
+    """
+    found = {key: torch.zeros_like(value) for key, value in logits.values.items()}
+    logits.refresh()
+    for number, item in enumerate(items):
+        logits.zero_grad(set_to_none=True)
+        sums, lengths = answer_log_probabilities(model, [item.chosen], pad_id)
+        loss = (-sums / lengths).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        for key, value in logits.values.items():
+            if value.grad is not None:
+                curvature = value.grad.square().mul_(0.5 * float(lengths[0]))
+                found[key] += (value.grad - curvature) / len(items)
+        if progress:
+            progress(number + 1, len(items), {"loss": float(loss.detach())})
+    return {key: value.detach() for key, value in found.items()}
 
 
 def agreed(safety: Tensor, *others: Tensor) -> Tensor:
@@ -119,6 +178,8 @@ def removal_scores(
     examples: int,
     pad_id: int,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
+    processes: Processes = ALONE,
+    fisher: bool = False,
 ) -> dict[str, Tensor]:
     """∂L_safety/∂m of every entry whose removal hurts no other side, zero for the others.
 
@@ -132,13 +193,19 @@ def removal_scores(
         examples: Items of each side that are used, in order.
         pad_id: Padding token.
         progress: Called with (batches done, batches, figures), anew for each side.
+        processes: This process among those over which the model is sharded.
+        fisher: Take scores to second order (see `second_order`), by one process.
 
     Returns:
         Key → score, float32, shape of the logits.
     """
     few = first_of_each_side(items, examples)
     sides = [side for side in SIDES if any(item.side == side for item in few)]
-    gradients = [mask_gradients(model, logits, few, {side: 1.0}, pad_id, progress) for side in sides]
+    if fisher:
+        by_side = [[item for item in few if item.side == side] for side in sides]
+        gradients = [second_order(model, logits, own, pad_id, progress) for own in by_side]
+    else:
+        gradients = [mask_gradients(model, logits, few, {side: 1.0}, pad_id, progress, processes) for side in sides]
     if len(sides) == 1:
         return gradients[0]
     return {key: agreed(*(gradient[key] for gradient in gradients)) for key in gradients[0]}

@@ -26,6 +26,8 @@ def selector(
     answer_tokens: int | None = 4,
     shares: tuple[float, ...] = (0.01, 0.015, 0.02),
     path: bool = True,
+    fisher: bool = False,
+    per_task: bool = False,
 ) -> Family:
     """Removes the entries with the highest ∂L_safety/∂m at m = 1, among those whose removal hurts no other side.
 
@@ -39,8 +41,13 @@ def selector(
         answer_tokens: Tokens of the pairs' answers that count: whether to refuse is decided in the first few.
         shares: Grid of the removed share.
         path: Take scores anew for each share, not once for all.
+        fisher: Scores to second order, with the diagonal of the empirical Fisher matrix: an entry on which a side's
+            loss hangs is spared even where its first derivative is small. One backward pass an example.
+        per_task: Of several tuned models each has its own entries removed; else an entry is removed from all.
     """
-    settings = with_head_size(MaskSettings(granularity=granularity, sampling="direct", initial=1.0), problem)
+    settings = with_head_size(
+        MaskSettings(granularity=granularity, sampling="direct", initial=1.0, per_task=per_task), problem
+    )
     model, logits = masked_model(problem, settings, problem.seed)
     items, pad_id = encoded_items(problem, answer_tokens)
     grid = tuple(sorted(shares))
@@ -51,11 +58,11 @@ def selector(
         if path or not scores:
             logits.start_from(settings, mask)
             few = turned(items, number * examples)
-            scores = removal_scores(model, logits, few, examples, pad_id, problem.progress)
+            scores = removal_scores(model, logits, few, examples, pad_id, problem.progress, fisher=fisher)
         mask = masks[share] = removal_mask(scores, share, mask)
 
     def at(share: float) -> Realigned:
         plain = replace(settings, sampling="deterministic", initial=0.0)
-        return mask_family(problem, logits.mask_of(masks[share], plain), (1.0,)).at(1.0)
+        return mask_family(problem, logits.masks_of(masks[share], plain), (1.0,)).at(1.0)
 
     return Family("removed share", grid, at, {"entries": sum(score.numel() for score in scores.values())})

@@ -14,7 +14,11 @@ from resafe.masks import PRESETS, Mask, MaskLogits, MaskSettings, MaskTrainer, T
 from resafe.masks.batches import Item
 from resafe.masks.checkpoint import load_state, save_state
 from resafe.masks.concrete import Export, Granularity, Rescale, Sampling
+from resafe.masks.engine import EngineSettings, OptimizerName, StorageName, checkpoint_layers
+from resafe.masks.format import load_masks
+from resafe.masks.logits import whole
 from resafe.masks.losses import LossName
+from resafe.masks.processes import Processes, launched, shard
 from resafe.masks.train import Reference
 from resafe.provenance import digest_value
 from resafe.realign.base import Family, Problem, realign_method
@@ -50,17 +54,25 @@ def warm_logits(scores: dict[str, Tensor], warm: WarmStart) -> dict[str, Tensor]
 
 
 def _stored_scores(
-    problem: Problem, warm: WarmStart, model: Any, logits: MaskLogits, items: list[Item], pad_id: int
+    problem: Problem,
+    warm: WarmStart,
+    model: Any,
+    logits: MaskLogits,
+    items: list[Item],
+    pad_id: int,
+    processes: Processes,
 ) -> dict[str, Tensor]:
     """The scores, kept beside the training's checkpoints so that a resumed run does not compute them again."""
     path = problem.work / "scores.safetensors" if problem.work else None
     tokens = [(item.side, item.chosen.prompt, item.chosen.answer) for item in items]
     identity = digest_value([warm.examples, asdict(logits.settings), logits.vectors_digest, tokens])
+    processes.wait()
     stored = load_state(path, identity) if path else None
-    if stored is None:
-        stored = removal_scores(model, logits, items, warm.examples, pad_id, problem.progress)
-        if path:
+    if not processes.agree(stored is not None):
+        stored = removal_scores(model, logits, items, warm.examples, pad_id, problem.progress, processes)
+        if path and processes.main:
             save_state(path, stored, identity)
+    assert stored is not None
     return stored
 
 
@@ -72,30 +84,37 @@ def train_mask(
     keep: float,
     warm: WarmStart | None = None,
     answer_tokens: int | None = None,
-) -> Mask:
-    """Trains one mask for a problem and exports it.
+    engine: EngineSettings | None = None,
+) -> tuple[Mask, ...]:
+    """Trains one mask for a problem, or one for each of its task vectors, and exports it.
 
     Raises:
         InputError: No model or no safety pairs were given, or the task vectors do not fit the model.
     """
     items, pad_id = encoded_items(problem, answer_tokens)
     settings = with_head_size(settings, problem)
-    if warm is None:
-        model, logits = masked_model(problem, settings, training.seed)
-    else:
-        model, logits = masked_model(problem, replace(settings, sampling="direct", initial=1.0), training.seed)
-        scores = _stored_scores(problem, warm, model, logits, items, pad_id)
+    processes, running = launched(), engine or EngineSettings()
+    first = settings if warm is None else replace(settings, sampling="direct", initial=1.0)
+    model, logits = masked_model(problem, first, training.seed, running.dtype)
+    if running.gradient_checkpointing:
+        checkpoint_layers(model)
+    if processes.world > 1:
+        shard(model, logits)
+    if warm is not None:
+        scores = _stored_scores(problem, warm, model, logits, items, pad_id, processes)
         logits.start_from(settings, warm_logits(scores, warm))
-    trainer = MaskTrainer(model, logits, items, training, pad_id=pad_id, work=problem.work, progress=problem.progress)
+    trainer = MaskTrainer(
+        model, logits, items, training, pad_id=pad_id, work=problem.work, progress=problem.progress, engine=running,
+        processes=processes,
+    )  # fmt: skip
     metrics = trainer.run()
+    last = max(0, training.steps - 1)
     values = {
-        key: export_mask(
-            value, settings, export, keep=keep, seed=training.seed, key=key, step=max(0, training.steps - 1)
-        )
+        key: export_mask(whole(value), settings, export, keep=keep, seed=training.seed, key=key, step=last)
         for key, value in logits.values.items()
     }
     facts = {"training": asdict(training), "export": export, "metrics": metrics}
-    return logits.mask_of(values, settings, facts | _digests(problem))
+    return logits.masks_of(values, settings, facts | _digests(problem))
 
 
 def _digests(problem: Problem) -> dict[str, Any]:
@@ -129,6 +148,12 @@ def somf(
     label_smoothing: float | None = None,
     export: Export | None = None,
     keep: float = 0.5,
+    per_task: bool | None = None,
+    gradient_checkpointing: bool = False,
+    storage: StorageName = "float32",
+    optimizer: OptimizerName = "adamw",
+    report_to: tuple[str, ...] = (),
+    share_prompts: bool | None = None,
     strengths: tuple[float, ...] = (0.9, 1.0, 1.1),
     shuffle: bool = False,
     answer_tokens: int | None = None,
@@ -159,6 +184,13 @@ def somf(
         label_smoothing: Share of pairs taken to be labelled wrongly, for "robust" and "exo_pair".
         export: What leaves training.
         keep: Keep rate of the "top_k" export.
+        per_task: A mask of its own for each tuned model, in place of one that all share.
+        gradient_checkpointing: Compute layers again in the backward pass, in place of keeping what is inside them.
+        storage: Precision in which aligned weights and task vectors are held in training.
+        optimizer: "adamw", or "adamw_8bit" with moments of a byte each (needs torchao).
+        report_to: Trackers: tensorboard, wandb, trackio, mlflow, …
+        share_prompts: Compute the prompt of a pair once for both answers, where the model is found able to; by default
+            all but the paper's preset does.
         strengths: Grid of the mask's strength; 1 is the mask itself.
         shuffle: Shuffle the mask within each tensor: the control for what the mask knows.
         answer_tokens: Tokens of the pairs' answers that count; whether to refuse is decided in the first few.
@@ -168,11 +200,18 @@ def somf(
         mask: A mask directory to apply instead of training one.
     """
     if mask is not None:
-        return mask_family(problem, Mask.load(mask), strengths, shuffle=shuffle)
+        return mask_family(problem, load_masks(mask), strengths, shuffle=shuffle)
     chosen = PRESETS[preset]
     settings = replace(
         chosen.mask,
-        **_given(granularity=granularity, sampling=sampling, temperature=temperature, rescale=rescale, initial=initial),
+        **_given(
+            granularity=granularity,
+            sampling=sampling,
+            temperature=temperature,
+            rescale=rescale,
+            initial=initial,
+            per_task=per_task,
+        ),
     )
     training = replace(
         chosen.training,
@@ -186,5 +225,9 @@ def somf(
     share = chosen.warm_share if warm_share is None else warm_share
     warm = WarmStart(share, warm_removed, warm_kept) if share > 0 else None
     tokens = answer_tokens or chosen.answer_tokens
-    trained = train_mask(problem, settings, training, export or chosen.export, keep, warm, tokens)
+    engine = EngineSettings(
+        gradient_checkpointing, storage, optimizer, report_to,
+        preset != "paper" if share_prompts is None else share_prompts,
+    )  # fmt: skip
+    trained = train_mask(problem, settings, training, export or chosen.export, keep, warm, tokens, engine)
     return mask_family(problem, trained, strengths, shuffle=shuffle)

@@ -13,7 +13,8 @@ from resafe.errors import InputError
 from resafe.evals import generate, refusal, score_answer
 from resafe.evals.sets import QuestionSet
 from resafe.fusion import FUSION, Fusion
-from resafe.masks import PRESETS, Mask
+from resafe.masks import PRESETS
+from resafe.masks.format import load_masks, save_masks
 from resafe.provenance import digest_value
 from resafe.realign import REALIGN, Family, Problem, write_realigned
 from resafe.recipe.context import Context, read_json
@@ -30,8 +31,8 @@ def realign(context: Context, name: str, aligned: Stage, tuned: dict[str, Stage]
     def work(path: Path) -> dict[str, Any]:
         problem = _problem(context, part, aligned, tuned, path)
         family = _family(part, problem, other)
-        if family.mask is not None:
-            family.mask.save(path / "mask")
+        if family.masks:
+            save_masks(family.masks, path / "mask")
         like = context.open_stage(tuned[part.tuned[0]])
         candidates = _candidates(context, part, problem, family, aligned, tuned, like, path)
         chosen = choose(candidates)
@@ -122,9 +123,9 @@ def _kept(stage: Stage) -> float:
     """The mean of a stage's mask at the strength that was chosen for it."""
     from resafe.masks.concrete import scaled_mask
 
-    mask = Mask.load(stage.path / "mask")
+    masks = load_masks(stage.path / "mask")
     strength = float(read_json(stage.path / "selection.json")["strength"])
-    values = [scaled_mask(value, strength) for value in mask.values.values()]
+    values = [scaled_mask(value, strength) for mask in masks for value in mask.values.values()]
     return sum(float(value.sum()) for value in values) / sum(value.numel() for value in values)
 
 

@@ -1,0 +1,209 @@
+"""The trainable logits of a whole model's masks, and what the masks are read as: trained, ones, zeros or random."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from resafe.masks.concrete import MaskSettings, form_mask, logits_key, logits_shape, oriented, rescaled
+from resafe.masks.format import Mask
+from resafe.masks.summary import module_of
+
+Combine = Callable[[str, Sequence[Tensor]], Tensor]
+"""Name and task vectors of one tensor → the fused delta, differentiable."""
+
+Refit = Callable[[Callable[[str], Sequence[Tensor]]], Combine]
+"""What gives a tensor's task vectors as they are now → F with its first pass taken over them."""
+
+Reading = Literal["trained", "ones", "zeros", "random"]
+
+
+def sharded(tensor: Tensor) -> bool:
+    """Whether it is torch's DTensor, whose module takes a third of a second to import."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor of one that may be sharded; then every process must ask for it."""
+    found: Any = tensor
+    full: Tensor = found.full_tensor() if sharded(tensor) else tensor
+    return full
+
+
+def assign(target: Tensor, value: Tensor) -> None:
+    """Copies a full tensor into one that may be sharded."""
+    with torch.no_grad():
+        if sharded(target):
+            from torch.distributed.tensor import distribute_tensor
+
+            like: Any = target
+            value = distribute_tensor(value.to(target.device), like.device_mesh, like.placements)
+        target.copy_(value)
+
+
+class MaskLogits(nn.Module):
+    """The trainable logits of a whole model, by key, with the step whose noise is to be drawn.
+
+    Attributes:
+        settings: The mask's settings.
+        seed: Seed of the draws.
+        tasks: Masks that every tensor has: one that the task vectors share, or one each.
+        step: Training step; keys the noise.
+        vectors_digest: Tells the task vectors behind the masks from others (see `install_masks`).
+        values: The logits by key.
+        shapes: The masked tensors and their shapes.
+    """
+
+    def __init__(self, settings: MaskSettings, seed: int, tasks: int = 1) -> None:
+        super().__init__()
+        self.settings = settings
+        self.seed = seed
+        self.tasks = tasks
+        self.step = 0
+        self._reading: Reading = "trained"
+        self.vectors_digest = ""
+        self.values: dict[str, nn.Parameter] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._refit: Refit | None = None
+        self._read: Callable[[str], Sequence[Tensor]] | None = None
+        self._inside: Callable[[str | None], None] = lambda name: None
+        self._combines: dict[Reading, Combine] = {}
+
+    def key(self, name: str, task: int = 0) -> str:
+        """The key of a tensor's logits; with masks of their own per task, that of one task."""
+        key = logits_key(name, self.settings.granularity)
+        return f"task{task}:{key}" if self.tasks > 1 else key
+
+    def add(self, name: str, shape: tuple[int, ...]) -> list[nn.Parameter]:
+        """The logits of a tensor, one a mask; made and filled with φ₀ where they are not shared with another tensor."""
+        wanted = logits_shape(name, shape, self.settings)
+        self.shapes[name] = shape
+        found = []
+        for task in range(self.tasks):
+            key = self.key(name, task)
+            if key not in self.values:
+                self._hold(key, nn.Parameter(torch.full(wanted, float(self.settings.initial))))
+            found.append(self.values[key])
+        return found
+
+    def _hold(self, key: str, parameter: nn.Parameter) -> None:
+        self.values[key] = parameter
+        self.register_parameter(key.replace(".", "/"), parameter)
+
+    def rebind(self, held: Mapping[str, nn.Parameter]) -> None:
+        """Takes other parameters for the same keys: those into which sharding turned them."""
+        for key, parameter in held.items():
+            self._hold(key, parameter)
+
+    def mask(self, name: str, logits: Tensor | None = None, task: int = 0) -> Tensor | float:
+        """The (rescaled) mask of one tensor at the present step, broadcastable to it.
+
+        Args:
+            name: The tensor.
+            logits: Its logits where the caller holds them whole; None takes those of `values`.
+            task: Which of its masks.
+        """
+        if self._reading in ("ones", "zeros"):
+            return 1.0 if self._reading == "ones" else 0.0
+        key = self.key(name, task)
+        logits = self.values[key] if logits is None else logits
+        purpose = key
+        if self._reading == "random":
+            logits, purpose = torch.zeros_like(logits), f"reference/{key}"
+        drawn = form_mask(logits, self.settings, self.seed, purpose, self.step)
+        return oriented(name, rescaled(drawn, self.settings.rescale), self.settings)
+
+    def start_from(self, settings: MaskSettings, values: Mapping[str, Tensor]) -> None:
+        """Takes over settings and logits, for example a warm start from scores that were read off these masks."""
+        self.settings = settings
+        for key, parameter in self.values.items():
+            assign(parameter, values[key])
+        self.zero_grad(set_to_none=True)
+
+    def masks_of(
+        self, values: Mapping[str, Tensor], settings: MaskSettings, facts: dict[str, Any] | None = None
+    ) -> tuple[Mask, ...]:
+        """The mask file for these values in place of the logits; with masks of their own per task, one a task.
+
+        A layer's value is stored once a tensor, as "tensor": which tensors of a layer are masked (its linear layers,
+        not its norms) no key of the layer could tell.
+        """
+        return tuple(self._mask_of(values, settings, facts, task) for task in range(self.tasks))
+
+    def _mask_of(
+        self, values: Mapping[str, Tensor], settings: MaskSettings, facts: dict[str, Any] | None, task: int
+    ) -> Mask:
+        plain = replace(settings, per_task=False)  # one of them alone is a mask as any other
+        if settings.granularity == "layer":
+            by_tensor = {
+                name: values[self.key(name, task)].reshape((1,) * len(shape)) for name, shape in self.shapes.items()
+            }
+            return Mask.of(by_tensor, replace(plain, granularity="tensor"), facts)
+        prefix = f"task{task}:" if self.tasks > 1 else ""
+        own = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+        return Mask.of(own, plain, facts)
+
+    def fit_fusion_to(self, refit: Refit | None, read: Callable[[str], Sequence[Tensor]]) -> None:
+        """Says how F's first pass over the model is taken (see `refresh`), and where masked task vectors come from."""
+        self._refit, self._read = refit, read
+
+    def read_inside(self, inside: Callable[[str | None], None]) -> None:
+        """Says what makes a tensor readable outside its module's forward; called with None after the last one."""
+        self._inside = inside
+
+    def refresh(self) -> None:
+        """Takes F's first pass (TIES' thresholds) anew over the task vectors as they are masked now.
+
+        Under "ones" that is done once, under "zeros" never: of nothing, nothing is trimmed.
+        """
+        if self._refit is None or self._reading == "zeros" or (self._reading == "ones" and "ones" in self._combines):
+            return
+        with torch.no_grad():
+            self._combines[self._reading] = self._refit(self._now)
+            self._inside(None)
+
+    def _now(self, name: str) -> Sequence[Tensor]:
+        assert self._read is not None
+        self._inside(name if name in self.shapes else None)
+        return self._read(name)
+
+    def combine(self, otherwise: Combine) -> Combine:
+        """F for the present reading: with the totals of `refresh` where it has a first pass over the model."""
+        if self._refit is None or self._reading == "zeros":
+            return otherwise
+        if self._reading not in self._combines:
+            self.refresh()
+        return self._combines[self._reading]
+
+    @contextmanager
+    def reading(self, what: Reading) -> Iterator[None]:
+        """For a while the masks are all ones (the tuned model), all zeros (the aligned one) or draws at φ = 0."""
+        before, self._reading = self._reading, what
+        try:
+            self.refresh()
+            yield
+        finally:
+            self._reading = before
+
+    def removed_share(self) -> Tensor:
+        """mean(1 − σ(φ)) over all logits, differentiable; of sharded logits the part of this process's shards."""
+        held_here: Any = self.values.values()
+        local = [v.to_local() if sharded(v) else v for v in held_here]
+        kept = torch.stack([torch.sigmoid(value).sum() for value in local]).sum()
+        held, count = sum(v.numel() for v in local), sum(value.numel() for value in self.values.values())
+        return 1 - kept / count if held == count else (held - kept) / count
+
+    @torch.no_grad()
+    def keep_rates(self) -> dict[str, float]:
+        """Mean of σ(φ) by module ("mlp.up_proj"), over all layers."""
+        sums: dict[str, list[float]] = {}
+        for key, value in self.values.items():
+            entry = sums.setdefault(module_of(key), [0.0, 0])
+            entry[0] += float(torch.sigmoid(whole(value.detach())).sum())
+            entry[1] += value.numel()
+        return {module: kept / max(1, count) for module, (kept, count) in sorted(sums.items())}

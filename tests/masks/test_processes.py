@@ -1,0 +1,175 @@
+"""Two processes that share a masked model (FSDP2 on gloo) against one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from resafe.errors import InputError
+from resafe.masks import MaskTrainer
+from resafe.masks.engine import EngineSettings, make_optimizer
+from resafe.masks.processes import Processes, blocks, launched
+from tests.evals.tiny import tiny_model
+from tests.masks import two_processes as alone
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def together(lab, tmp_path_factory):
+    """What two processes found, and where their checkpoint is."""
+    out = tmp_path_factory.mktemp("two")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
+         "tests.masks.two_processes", str(lab.root), str(out)],
+        env=environment, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(out / "found.pt"), out
+
+
+def close(found, wanted, bound=1e-6):
+    assert found.keys() == wanted.keys()
+    for key, value in wanted.items():
+        scale = max(1.0, float(value)) if key == "loss" else 1.0
+        assert float((found[key] - value).abs().max()) <= bound * scale, key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", alone.CASES)
+def test_gradients_are_those_of_one_process(lab, together, case):
+    one = alone.first_step(alone.trainer(lab, case))
+    two = together[0][case]
+    gradients = {key: value for key, value in one.items() if not key.startswith("logits/")}
+    close({key: two[key] for key in gradients}, gradients)
+    assert max(float(value.abs().max()) for key, value in gradients.items() if key.startswith("grad/")) > 1e-4
+
+
+@pytest.mark.slow
+def test_scores_and_checkpointed_layers(lab, together):
+    close(together[0]["scores"], alone.scores(alone.trainer(lab, "default")))
+    shared = alone.trainer(lab, "dpo", engine=EngineSettings(share_prompts=True))
+    one = {key: value for key, value in alone.first_step(shared).items() if not key.startswith("logits/")}
+    close({key: together[0]["shared prompts"][key] for key in one}, one)
+    apart = alone.first_step(alone.trainer(lab, "dpo"))
+    close(one, {key: apart[key] for key in one}, 5e-6)
+    assert shared.shares_prompts()
+    close(together[0]["checkpointed"], together[0]["default"])
+    close(alone.first_step(alone.trainer(lab, "default", again=True)), alone.first_step(alone.trainer(lab, "default")))
+
+
+@pytest.mark.slow
+def test_a_killed_run_of_two_ends_as_one_that_was_not(lab, together):
+    found, out = together
+    assert found["resumed at"] == 3
+    close(found["resumed"], found["straight"], 0.0)
+    straight = alone.trainer(lab, "dpo")
+    straight.run()
+    close(found["straight"], alone.logits_of(straight), 1e-4)
+    # One process goes on from the checkpoint of two.
+    went_on = alone.trainer(lab, "dpo", out / "work", checkpoint_every=100)
+    assert went_on.resume() == 3
+    went_on.run()
+    close(alone.logits_of(went_on), alone.logits_of(straight), 1e-4)
+
+
+def test_layers_computed_again_in_bfloat16_have_the_same_gradients(lab):
+    """In bfloat16 a CPU computes short attention in another way, and so it must when it computes it again."""
+    found = []
+    for again in (False, True):
+        made = alone.trainer(lab, "default", again=again, dtype=torch.bfloat16)
+        assert made.model.config._attn_implementation == "sdpa"
+        made.loss(made.batches.at(0))[0].backward()
+        found.append({key: value.grad for key, value in made.logits.values.items()})
+    for key, gradient in found[0].items():
+        assert torch.equal(gradient, found[1][key]), key
+    assert made.model.config._attn_implementation == "sdpa"
+
+
+def test_rows_are_dealt_out_and_everyone_takes_part():
+    lengths = [5, 1, 9, 3, 7]
+    assert Processes().rows([0, 2, 4], lengths) == ([0, 2, 4], True)
+    assert Processes(0, 2).rows(range(5), lengths) == ([0, 1, 2], True)
+    assert Processes(1, 2).rows(range(5), lengths) == ([3, 4], True)
+    assert Processes(2, 3).rows([4, 1], lengths) == ([4], False)
+
+
+def test_layers_are_found():
+    model = tiny_model()
+    assert blocks(model) == list(model.model.layers)
+    plain = torch.nn.Sequential(torch.nn.ModuleList([torch.nn.Linear(1, 1)] * 3))
+    assert len(blocks(plain)) == 3
+    with pytest.raises(InputError, match="no list of layers"):
+        blocks(torch.nn.Linear(1, 1))
+
+
+def test_a_launcher_that_says_half(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(InputError, match="MASTER_ADDR is not set"):
+        launched()
+
+
+def test_eight_bits_need_torchao(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    monkeypatch.setitem(sys.modules, "torchao.optim", None)
+    with pytest.raises(InputError, match="needs the package torchao"):
+        make_optimizer("adamw_8bit", [torch.nn.Parameter(torch.zeros(2))], 0.1)
+
+
+def test_eight_bits_are_for_one_process(lab):
+    made = alone.trainer(lab, "default")
+    with pytest.raises(InputError, match="trains in one process"):
+        MaskTrainer(
+            made.model, made.logits, made.items, made.settings, pad_id=1, processes=Processes(0, 2),
+            engine=EngineSettings(optimizer="adamw_8bit"),
+        )  # fmt: skip
+
+
+def test_trackers_get_every_step(lab, tmp_path, monkeypatch):
+    from transformers import TrainerCallback
+    from transformers.integrations import integration_utils
+
+    seen = []
+
+    class Kept(TrainerCallback):
+        def on_train_begin(self, args, state, control, **more):
+            seen.append((state.max_steps, more["model"].config.to_dict()["batch_size"], Path(args.output_dir).name))
+
+        def on_log(self, args, state, control, logs=None, **more):
+            seen.append((state.global_step, logs))
+
+        def on_train_end(self, args, state, control, **more):
+            seen.append("end")
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "kept", Kept)
+    made = alone.trainer(lab, "dpo", tmp_path / "mask.work", checkpoint_every=4)
+    made.engine = EngineSettings(report_to=("kept",))
+    made.run()
+    assert seen[0] == (6, 7, "mask-logs") and seen[-1] == "end"
+    assert [step for step, _ in seen[1:-1]] == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "rewards/accuracies", "rewards/margins", "kl/task"} <= set(seen[1][1])
+    keep = {name: value for name, value in seen[4][1].items() if name.startswith("keep_rate/")}
+    assert set(keep) == {"keep_rate/self_attn.q_proj.lora", "keep_rate/mlp.down_proj.lora"}
+    assert keep == {name: value for name, value in keep.items() if 0.3 < value < 0.7}
+    assert not any(name.startswith("keep_rate/") for name in seen[2][1])
+
+
+@pytest.mark.parametrize(("name", "message"), [("nothing", "nothing is not supported"), ("wandb", "WandbCallback")])
+def test_a_tracker_that_is_not_there(lab, name, message):
+    made = alone.trainer(lab, "default")
+    made.engine = EngineSettings(report_to=(name,))
+    if name == "wandb":
+        pytest.importorskip("transformers")
+        from importlib.util import find_spec
+
+        if find_spec("wandb") is not None:
+            pytest.skip("wandb is installed here")
+    with pytest.raises(InputError, match=message):
+        made.run()
