@@ -24,7 +24,7 @@ from resafe.recipe.stage import Stage, write_json
 
 
 def realign(context: Context, name: str, aligned: Stage, tuned: dict[str, Stage], earlier: dict[str, Stage]) -> Stage:
-    """Runs one entry of `realign`; its directory gets `adapter/`, `selection.json` and, for masks, `mask/`."""
+    """Runs one entry of `realign`; it gets `adapter/` (or `model/`), `selection.json` and, for masks, `mask/`."""
     part = context.recipe.realign[name]
     other = earlier.get(part.keep_rate_of or part.mask_of or "")
 
@@ -36,7 +36,7 @@ def realign(context: Context, name: str, aligned: Stage, tuned: dict[str, Stage]
         like = context.open_stage(tuned[part.tuned[0]])
         candidates = _candidates(context, part, problem, family, aligned, tuned, like, path)
         chosen = choose(candidates)
-        _write(path / "adapter", problem, family, chosen.strength, like, name)
+        _write(path / context.part, problem, family, chosen.strength, like, name)
         for strength in family.strengths if part.frontier else ():
             _write(member_path(path, strength), problem, family, strength, like, name)
         selection = {
@@ -86,7 +86,7 @@ def _problem(context: Context, part: RealignPart, aligned: Stage, tuned: dict[st
     keep: list[Example] = []
     for task in part.tuned:  # a few examples of the task itself; the attack's rows are not among them
         tune = context.recipe.tune[task]
-        keep += context.task_pool(tune, tune.examples)[:200]
+        keep += context.task_pool(tune)[:200]
     return Problem(
         vectors=vectors,
         fusion=Fusion(part.fusion.name, part.fusion.settings, context.recipe.seed, tuple(part.tuned)),
