@@ -14,9 +14,10 @@ from torch import Tensor
 
 from resafe.errors import InputError
 from resafe.masks.batches import Batches, Item
+from resafe.masks.budget import LayerBudget, budget_of, hold_budget
 from resafe.masks.checkpoint import load_state, save_state
 from resafe.masks.engine import EngineSettings, make_optimizer
-from resafe.masks.logits import MaskLogits, whole
+from resafe.masks.logits import MaskLogits, sharded, whole
 from resafe.masks.losses import (
     AVERAGED,
     PASS_COST,
@@ -33,7 +34,7 @@ from resafe.masks.pairs import pair_log_probabilities, shares_prompts
 from resafe.masks.processes import ALONE, Processes
 from resafe.masks.state import load_training, save_training, set_rate
 from resafe.masks.trackers import Trackers
-from resafe.provenance import digest_value
+from resafe.provenance import LATER, described, digest_value
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -60,6 +61,7 @@ class TrainSettings:
         label_smoothing: Share of the pairs that are taken to be labelled wrongly, for "robust" and "exo_pair".
         max_norm: Gradient clipping; 0 for none.
         seed: Seed of batches and draws.
+        layer_budget: What of each layer is kept at least (see `resafe.masks.budget`); None for no such bound.
     """
 
     loss: LossName = "sft"
@@ -75,13 +77,16 @@ class TrainSettings:
     label_smoothing: float = 0.0
     max_norm: float = 0.0
     seed: int = 0
+    layer_budget: LayerBudget | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         """Checks what depends on each other.
 
         Raises:
-            InputError: ε is out of range, or "exo_pair" has none.
+            InputError: ε is out of range, or "exo_pair" has none; or a layer's budget is no keep rate.
         """
+        if self.layer_budget is not None:
+            budget_of(None, self.layer_budget)
         if not 0 <= self.label_smoothing < 0.5 or (self.loss == "exo_pair" and self.label_smoothing == 0):
             raise InputError(
                 f"label_smoothing is {self.label_smoothing} with loss {self.loss!r}",
@@ -187,6 +192,7 @@ class MaskTrainer:
         for _, parameter in sorted(logits.values.items()):
             start.update(whole(parameter.detach()).cpu().numpy().tobytes())
         self._start = start.hexdigest()  # taken now, before training moves the logits
+        self._hold_budget()
 
     def identity(self) -> str:
         """Digest of all that the training depends on: settings, mask settings, tokens, task vectors, first logits."""
@@ -196,7 +202,7 @@ class MaskTrainer:
         start = [self.logits.vectors_digest, self._start]
         running: list[str] = [] if self.engine.optimizer == "adamw" else [self.engine.optimizer]
         running += ["shared prompts"] if self.engine.share_prompts else []
-        return digest_value([asdict(self.settings), asdict(self.logits.settings), tokens, start, *running])
+        return digest_value([described(self.settings), described(self.logits.settings), tokens, start, *running])
 
     def reference(self) -> Tensor:
         """The fixed reference's log-probabilities, computed once and cached beside the checkpoints."""
@@ -259,7 +265,14 @@ class MaskTrainer:
         if self.settings.max_norm > 0:
             torch.nn.utils.clip_grad_norm_(self.logits.parameters(), self.settings.max_norm)
         self.optimizer.step()
+        self._hold_budget()
         return {"loss": float(loss.detach()), **metrics}
+
+    def _hold_budget(self) -> None:
+        if self.settings.layer_budget is not None:
+            held: Any = {key: value.detach() for key, value in self.logits.values.items()}
+            local = {key: value.to_local() if sharded(value) else value for key, value in held.items()}
+            hold_budget(local, self.settings.layer_budget, self.processes.everywhere)
 
     def loss(self, batch: Sequence[Item]) -> tuple[Tensor, dict[str, float]]:
         """The objective on one batch and its metrics, under TRL's names where TRL has one."""
