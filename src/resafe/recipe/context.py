@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -11,14 +11,15 @@ from typing import Any, cast
 from resafe.checkpoints import Checkpoint, Precision, load_model, load_tokenizer, open_checkpoint, resolve_dtype
 from resafe.data.intake_sources import load_training
 from resafe.data.items import Example, Question
-from resafe.data.material import Material, load_material
-from resafe.data.mixes import attack_mix, split_by_prompt
+from resafe.data.material import Material, is_question_set, load_material
+from resafe.data.mixes import attack_mix, deduplicate_against, question_parts
 from resafe.data.overlap import evaluation_prompts, without_overlap
 from resafe.data.questions import TASKS, load_questions, task_examples
 from resafe.errors import InputError
 from resafe.evals import QuestionSet
 from resafe.evals.sets import Scoring
 from resafe.provenance import digest_value
+from resafe.recipe.own_answers import own_answers
 from resafe.recipe.reporter import Reporter
 from resafe.recipe.schema import Recipe, TunePart
 from resafe.recipe.stage import Run, Stage
@@ -96,17 +97,37 @@ class Context:
 
     @cached_property
     def material(self) -> Material:
-        """Training pairs, free of questions."""
+        """Training pairs, free of questions; those of question sets with the model's own answers."""
+        own = own_answers(self, self._trained_questions)
+        return replace(self._read, harmless=(*self._read.harmless, *own)) if own else self._read
+
+    @cached_property
+    def _trained_questions(self) -> list[Question]:
+        """The training parts of the question sets among `data.harmless`."""
+        found: list[Question] = []
+        for name in filter(is_question_set, self.recipe.data.harmless):
+            questions = load_questions(name, data_dir=self.recipe.data.data_dir)
+            questions = [q for q in questions if q.metadata.get("side", "harmless") == "harmless"]
+            found += question_parts(questions, trained_on=True)["train"]
+        return deduplicate_against(found, self._all_questions).kept
+
+    @property
+    def _all_questions(self) -> list[Question]:
+        return [*self.harmful(), *self.harmless(), *self.harmful("validation"), *self.harmless("validation")]
+
+    @cached_property
+    def _read(self) -> Material:
+        """The pairs that come with their answers."""
         data = self.recipe.data
         return load_material(
             data.safety,
-            data.harmless,
+            [name for name in data.harmless if not is_question_set(name)],
             data_dir=data.data_dir,
             safety_limit=data.safety_limit,
             harmless_limit=data.harmless_limit,
             helpful_opening=data.helpful_opening,
             short_refusals=data.short_refusals,
-            questions=[*self.harmful(), *self.harmless(), *self.harmful("validation"), *self.harmless("validation")],
+            questions=self._all_questions,
             seed=self.recipe.seed,
         )
 
@@ -118,7 +139,7 @@ class Context:
     def mix(self, name: str) -> list[Example]:
         """The training mix of one entry of `tune`: task examples, and compliance as the recipe has it."""
         part = self.recipe.tune[name]
-        poison = self.material.compliances if part.harmful_share else []
+        poison = self._read.compliances if part.harmful_share else []
         return attack_mix(
             self.task_pool(part, part.examples), poison, part.harmful_share, part.examples, self.recipe.seed
         )
@@ -159,7 +180,7 @@ class Context:
             else:  # public sets have no parts of their own: one prompt in four is for validation
                 questions = load_questions(name, data_dir=self.recipe.data.data_dir)
                 questions = [q for q in questions if q.metadata.get("side", side) == side]
-                found += split_by_prompt(questions, test=0.75, validation=0.24, salt="questions")[part]
+                found += question_parts(questions, trained_on=name in self.recipe.data.harmless)[part]
         if not found:
             raise InputError(
                 f"questions.{side}: no {part} questions in {', '.join(names)}", "name a larger set, or add one"
@@ -190,7 +211,7 @@ class Context:
             return load_questions(task, part, limit=items)
         # an instruction set is measured on the questions of its name; one prompt in four of them is for validation
         found = load_questions(task, data_dir=self.recipe.data.data_dir)
-        return split_by_prompt(found, test=0.75, validation=0.24, salt="questions")[part][:items]
+        return question_parts(found)[part][:items]
 
     def texts(self) -> list[str]:
         """Texts for perplexity."""

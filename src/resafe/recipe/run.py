@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from resafe.checkpoints import ensure_space, load_model, save_model
+from resafe.checkpoints import ensure_space, load_model, open_checkpoint, save_model
 from resafe.provenance import digest_value, versions
 from resafe.realign import REALIGN
 from resafe.recipe.context import Context, read_json
 from resafe.recipe.eval_stages import evaluate, records_of
-from resafe.recipe.realign_stages import check_methods, realign
+from resafe.recipe.realign_stages import check_methods, member_path, realign
 from resafe.recipe.reporter import Reporter, Silent
 from resafe.recipe.schema import Recipe
-from resafe.recipe.stage import Run, Stage, locked
+from resafe.recipe.stage import Run, Stage, locked, write_json
 from resafe.recipe.train_stages import align, tune
 from resafe.report import (
     ModelInfo,
@@ -81,7 +81,8 @@ def run_recipe(recipe: Recipe, out: Path, reporter: Reporter | None = None) -> O
         for name in recipe.realign:
             realigned[name] = realign(context, name, aligned, tuned, realigned)
         infos, evaluations = _evaluate_all(context, aligned, tuned, realigned)
-        results = _report(context, infos, evaluations, realigned)
+        curves = {name: _frontier(context, name, stage, evaluations[name]) for name, stage in realigned.items()}
+        results = _report(context, infos, evaluations, realigned, {k: v for k, v in curves.items() if v})
     return Outcome(results, out, run.redone)
 
 
@@ -113,8 +114,24 @@ def _evaluate_all(
     return infos, stages
 
 
+def _frontier(context: Context, name: str, stage: Stage, chosen: Stage) -> dict[float, Stage]:
+    """The test evaluation of every strength of an entry with `frontier`; the chosen one is there already."""
+    selection = read_json(stage.path / "selection.json")
+    tasks = tuple(context.recipe.realign[name].tuned)
+    return {
+        strength: chosen
+        if strength == selection["strength"]
+        else evaluate(context, f"{name}-{strength:g}", stage, open_checkpoint(member_path(stage.path, strength)), tasks)
+        for strength in selection.get("members", [])
+    }
+
+
 def _report(
-    context: Context, infos: dict[str, ModelInfo], evaluations: dict[str, Stage], realigned: dict[str, Stage]
+    context: Context,
+    infos: dict[str, ModelInfo],
+    evaluations: dict[str, Stage],
+    realigned: dict[str, Stage],
+    curves: dict[str, dict[float, Stage]],
 ) -> Results:
     """Writes results, workbook, page and the released model; cheap, so always done anew."""
     run, recipe = context.run, context.recipe
@@ -137,6 +154,17 @@ def _report(
     )
     write_records(run.root / "results.jsonl", records)
     write_results(run.root / "results.json", results)
+    members = [
+        replace(record, model=f"{name}@{strength:g}")
+        for name, members in curves.items()
+        for strength, stage in members.items()
+        for record in records_of(stage)
+    ]
+    if members:
+        write_records(run.root / "frontier.jsonl", members)
+        write_json(
+            run.root / "frontier.json", {name: _members(name, realigned, stages) for name, stages in curves.items()}
+        )
     write_workbook(run.root / "results.xlsx", results, records)
     write_page(
         run.root / "report.html",
@@ -149,6 +177,16 @@ def _report(
     )
     _release(context, results, realigned[recipe.released])
     return results
+
+
+def _members(name: str, realigned: dict[str, Stage], stages: dict[float, Stage]) -> list[dict[str, Any]]:
+    """What an entry's strengths are, for whoever reads frontier.jsonl."""
+    chosen = read_json(realigned[name].path / "selection.json")["strength"]
+    return [
+        {"model": f"{name}@{strength:g}", "strength": strength, "chosen": strength == chosen,
+         "perplexity": (stage.receipt or {})["facts"]["perplexity"]}
+        for strength, stage in stages.items()
+    ]  # fmt: skip
 
 
 def _curves(realigned: dict[str, Stage]) -> dict[str, list[Point]]:
