@@ -167,6 +167,7 @@ def form_mask(logits: Tensor, settings: MaskSettings, seed: int, key: str, step:
 
     The noise is keyed by (seed, key, step), so a recomputed forward (gradient checkpointing) sees the same mask.
     """
+    logits = logits.float()  # bfloat16 logits make float32 masks
     if settings.sampling == "direct":
         return logits
     if settings.sampling == "deterministic":

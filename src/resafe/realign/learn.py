@@ -75,6 +75,8 @@ def train_mask(
         assert limits.safety is not None
         against = agreements(logits, problem, limits.safety)
         logits.start_from(settings, fixed_outside(logits.values, against, KEPT))
+    if running.logits == "bfloat16":
+        logits.to(torch.bfloat16)
     trainer = MaskTrainer(
         model, logits, items, training, pad_id=pad_id, work=problem.work, progress=problem.progress, engine=running,
         processes=processes,
@@ -87,6 +89,7 @@ def train_mask(
     }
     facts: dict[str, Any] = {"training": described(training), "export": export, "metrics": metrics}
     if limits.orthogonal:
+        logits.to(torch.float32)
         gradient = task_gradient(model, logits, values, settings, items, pad_id, problem.progress, processes)
         values = orthogonal_removal(values, gradient)
         facts["orthogonal"] = True

@@ -20,7 +20,8 @@ from resafe.realign.mask_family import mask_family
 from resafe.realign.safety import safety_vector
 from resafe.realign.warm import WarmScores, WarmStart
 
-LATER = ("warm_scores", "layer_budget", "conflict_only", "orthogonal", "base", "unaligned")
+LATER = ("warm_scores", "layer_budget", "conflict_only", "orthogonal", "base", "unaligned", "logits",
+         "step_in_backward")  # fmt: skip
 
 
 def _given(**changes: Any) -> dict[str, Any]:
@@ -71,6 +72,8 @@ def somf(
     orthogonal: bool = False,
     base: str | None = None,
     unaligned: str | None = None,
+    logits: StorageName = "float32",
+    step_in_backward: bool = False,
 ) -> Family:
     """Trains (or reads) one mask over the task vectors of all tuned models; settings left out come from the preset.
 
@@ -116,6 +119,8 @@ def somf(
         orthogonal: Before export the removal is made orthogonal to the task loss's gradient (`resafe.realign.learn`).
         base: The model before alignment, for the safety vector aligned − base; an aligned adapter's own by default.
         unaligned: The aligned model after harmful tuning, for the safety vector aligned − unaligned.
+        logits: Precision of the logits; bfloat16 with stochastic rounding (needs torchao).
+        step_in_backward: Step every tensor in the backward pass and free its gradient.
     """
     if mask is not None:
         return mask_family(problem, load_masks(mask), strengths, shuffle=shuffle)
@@ -145,7 +150,7 @@ def somf(
     tokens = answer_tokens or chosen.answer_tokens
     engine = EngineSettings(
         gradient_checkpointing, storage, optimizer, report_to,
-        preset != "paper" if share_prompts is None else share_prompts,
+        preset != "paper" if share_prompts is None else share_prompts, logits, step_in_backward,
     )  # fmt: skip
     needed = conflict_only or (warm is not None and warm_scores == "sign_agreement")
     if (base or unaligned) and not needed:
