@@ -89,6 +89,10 @@ def _binary(column: Array) -> bool:
     return bool(np.all((column == 0.0) | (column == 1.0)))
 
 
+def _constant(column: Array) -> bool:
+    return bool(np.all(column == column[0]))
+
+
 def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
     """Wilson score interval of a rate (Wilson 1927, JASA 22:209), without continuity correction.
 
@@ -121,24 +125,40 @@ class Bootstrap:
     Groups are drawn independently of each other; within a group every model sees the same draw. The draw of a group
     depends on (seed, group, number of items) only, so that every figure of a table rests on the same replicates.
 
+    Models trained with several seeds answer the same items: a column is then the answers of the first seed, those of
+    the second, and so on. Seeds and items are crossed, and each replicate draws both (Owen 2007, "The pigeonhole
+    bootstrap"); the same seeds are drawn for all groups.
+
     Args:
         replicates: Number of bootstrap replicates.
         seed: Seed of all draws.
         confidence: Coverage of the intervals.
+        blocks: Number of training seeds in a column.
     """
 
-    def __init__(self, replicates: int = 10_000, seed: int = 0, confidence: float = 0.95) -> None:
+    def __init__(self, replicates: int = 10_000, seed: int = 0, confidence: float = 0.95, blocks: int = 1) -> None:
         """See the class."""
-        if replicates < 1:
-            raise ValueError(f"replicates must be at least 1, got {replicates}")
+        if replicates < 1 or blocks < 1:
+            raise ValueError(f"replicates and blocks must be at least 1, got {replicates} and {blocks}")
         _z(confidence)
         self.replicates = replicates
         self.seed = seed
         self.confidence = confidence
+        self.blocks = blocks
         self._counts: dict[tuple[str, int], NDArray[np.uint16]] = {}
 
     def counts(self, group: str, n: int) -> NDArray[np.uint16]:
         """How often each item is drawn: shape (replicates, n), rows summing to n."""
+        if self.blocks > 1:
+            seeds, items = self._drawn("seeds", self.blocks), self._drawn(group, n // self.blocks)
+            return (seeds[:, :, None] * items[:, None, :]).reshape(self.replicates, n)
+        return self._drawn(group, n)
+
+    def one_block(self) -> Bootstrap:
+        """The plan for one training seed alone."""
+        return Bootstrap(self.replicates, self.seed, self.confidence)
+
+    def _drawn(self, group: str, n: int) -> NDArray[np.uint16]:
         if (group, n) not in self._counts:
             key = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big")
             generator = np.random.default_rng(np.random.SeedSequence([self.seed, key]))
@@ -213,12 +233,19 @@ def paired_bootstrap(
 
 
 def mean_interval(scores: ArrayLike, bootstrap: Bootstrap | None = None, group: str = "items") -> Interval:
-    """Mean of one model's scores: Wilson interval where every score is 0 or 1, bootstrap interval otherwise."""
+    """Mean of one model's scores: Wilson interval where every score is 0 or 1, bootstrap interval otherwise.
+
+    Over several training seeds it is the bootstrap; where all scores are equal, and it would have no width, the
+    interval of one seed's items.
+    """
     bootstrap = bootstrap or Bootstrap()
     column = _column(scores)
     if column.size == 0:
         return Interval.undefined("no items")
-    if _binary(column):
+    if bootstrap.blocks > 1 and _constant(column):
+        one = mean_interval(column[: column.size // bootstrap.blocks], bootstrap.one_block(), group)
+        return Interval(one.value, one.low, one.high, column.size)
+    if _binary(column) and bootstrap.blocks == 1:
         return wilson(int(column.sum()), column.size, bootstrap.confidence)
     return bootstrap.interval(lambda means: means[group][:, 0], {group: column})
 
@@ -228,14 +255,19 @@ def paired_difference(first: ArrayLike, second: ArrayLike, bootstrap: Bootstrap 
 
     For scores of 0 and 1 the limits are Newcombe's paired score interval (1998, Statistics in Medicine 17:2635,
     method 10: Wilson limits of both rates joined by their correlation), which keeps its width where both rates are
-    0 or 1 and the bootstrap's width would vanish. Other scores get the paired bootstrap.
+    0 or 1 and the bootstrap's width would vanish. Other scores, and several training seeds, get the paired bootstrap;
+    seeds of which all give the same, the interval of one.
     """
     bootstrap = bootstrap or Bootstrap()
     one, two = _column(first), _column(second)
     n = _same_length(one, two)
     if n == 0:
         return Interval.undefined("no items")
-    if not (_binary(one) and _binary(two)):
+    if bootstrap.blocks > 1 and _constant(one) and _constant(two):
+        size = n // bootstrap.blocks
+        found = paired_difference(one[:size], two[:size], bootstrap.one_block())
+        return Interval(found.value, found.low, found.high, n)
+    if not (_binary(one) and _binary(two)) or bootstrap.blocks > 1:
         return bootstrap.interval(
             lambda means: means["items"][:, 0] - means["items"][:, 1], {"items": np.stack([one, two])}
         )
