@@ -20,6 +20,8 @@ from resafe.evals.statistics import Interval
 from resafe.provenance import digest_value
 
 FORMAT = 1
+CROSS_VALIDATED = ", cross-validated"
+"""How the name of a set ends whose figures are from training, by cross-validation."""
 PREFERRED: Mapping[str, tuple[str, ...]] = {"refusal": ("xstest", "pyrit"), "harm": ("beavertails", "saferlhf")}
 """Published sets in the order in which a report takes them; a user's own rows go before them."""
 
@@ -43,8 +45,9 @@ class Calibration:
     @property
     def best(self) -> SetCalibration:
         """The set that stands for the judge in reports: a user's own rows, else the first published set there is."""
-        known = [name for name in PREFERRED.get(self.measure, ()) if name in self.sets]
-        own = [name for name in self.sets if not any(name.startswith(k) for k in PREFERRED.get(self.measure, ()))]
+        preferred = PREFERRED.get(self.measure, ())
+        known = [name for name in preferred if name in self.sets]
+        own = [name for name in self.sets if name not in preferred and not name.endswith(CROSS_VALIDATED)]
         return self.sets[(own or known or list(self.sets))[0]]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from resafe.errors import InputError
 from resafe.evals.calibration import SetCalibration, compared
+from resafe.evals.calibration.store import CROSS_VALIDATED
 from resafe.evals.embedded.heads import FOLDS, LEAST, Head, cross_validated, fit_head
 from resafe.evals.embedded.trained import TrainedJudge, prompts_of
 from resafe.evals.judge import Measure
@@ -89,7 +90,7 @@ def _by_set(
             [rows[n] for n in chosen],
             measure,
             [bool(found[n] >= 0.5) for n in chosen],
-            f"{name}, cross-validated",
+            name + CROSS_VALIDATED,
             bootstrap,
             note=f"by a judge trained on {FOLDS - 1} of {FOLDS} parts of the prompts, on the part held out",
         )
