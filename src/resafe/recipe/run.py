@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from resafe.checkpoints import ensure_space, load_model, save_model
+from resafe.evals.calibration import merged, stored_calibration, to_json
 from resafe.provenance import digest_value, versions
 from resafe.realign import REALIGN
 from resafe.recipe.context import Context, read_json
@@ -133,6 +134,7 @@ def _report(
         judge=JUDGE,
         versions=versions(),
         digests=digests,
+        calibration=_calibration(),
         seed=recipe.seed,
     )
     write_records(run.root / "results.jsonl", records)
@@ -149,6 +151,12 @@ def _report(
     )
     _release(context, results, realigned[recipe.released])
     return results
+
+
+def _calibration() -> dict[str, Any]:
+    """What is known of the rule judge's agreement with people, for the set that stands for it."""
+    found = stored_calibration("refusal")
+    return {} if found is None else to_json(merged(found.judge, found.settings, found.measure, [found.best]))
 
 
 def _curves(realigned: dict[str, Stage]) -> dict[str, list[Point]]:

@@ -16,9 +16,11 @@ from typing import Any
 
 from resafe.errors import InputError
 from resafe.evals.records import Record
-from resafe.evals.statistics import Interval
+from resafe.evals.statistics import Comparison, Interval
 from resafe.report.results import SCHEMA_VERSION, Results, Row
 
+_LATER = ("calibration", "comparisons")
+"""Fields that results of earlier versions lack."""
 _BY_NAME = ("harmful_by_set", "utility_by_task")
 
 
@@ -48,6 +50,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Interval):
         shown = {name: _plain(getattr(value, name)) for name in ("value", "low", "high", "n")}
         return shown | ({"reason": value.reason} if value.reason else {})
+    if isinstance(value, Comparison):
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(Comparison)}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -68,7 +72,9 @@ def from_json(document: Mapping[str, Any]) -> Results:
             "Evaluate again, or read them with the version of resafe that wrote them.",
         )
     try:
-        values = {item.name: document[item.name] for item in fields(Results)}
+        values = {item.name: document[item.name] for item in fields(Results) if item.name not in _LATER}
+        values["calibration"] = document.get("calibration") or {}
+        values["comparisons"] = tuple(_comparison(one) for one in document.get("comparisons") or ())
         values["rows"] = tuple(_read_row(row) for row in document["rows"])
     except (KeyError, TypeError) as error:
         raise InputError(f"the results lack a field: {error}", "The file is damaged; evaluate again.") from error
@@ -86,6 +92,10 @@ def _read_row(row: Mapping[str, Any]) -> Row:
         if item.type == "Interval":
             values[item.name] = _interval(values[item.name])
     return Row(**values)
+
+
+def _comparison(value: Mapping[str, Any]) -> Comparison:
+    return Comparison(**{**value, "difference": _interval(value["difference"])})
 
 
 def _interval(value: Mapping[str, Any]) -> Interval:
