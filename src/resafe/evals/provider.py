@@ -110,6 +110,7 @@ class LocalModel(ModelAPI):
         self._waves = list(accumulate([expected] if isinstance(expected, int) else expected))
         self.progress = progress
         self._load, self._store, self._precision, self._whole = load, store, precision, whole_batches
+        self.reused = 0
         self._done = 0
         self._pending: list[_Request] = []
         self._arrived = asyncio.Event()
@@ -200,6 +201,7 @@ class LocalModel(ModelAPI):
             if stored is not None:
                 found[place] = stored
         known = frozenset(found)
+        self.reused += len(known)
         self._report(len(found), len(wave))
         kinds = dict.fromkeys(request.sampling for request in wave)
         for kind in kinds:

@@ -112,7 +112,7 @@ def run_tasks(
         "score_display": False, "ctl_server": False, "fail_on_error": True, "max_samples": total,
         "max_tasks": len(tasks), "max_connections": connections or total, "adaptive_connections": False,
     } | settings  # fmt: skip
-    with _quiet(), _rare_collections():
+    with quiet_inspect(), _rare_collections():
         return list(inspect_eval(tasks, model=model, log_dir=str(log_dir), **chosen))
 
 
@@ -145,7 +145,7 @@ def _records(name: str, questions: QuestionSet, verdicts: Verdicts) -> list[Reco
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_inspect() -> Iterator[None]:
     """Keeps Inspect from leaving its handlers and level on the root logger of the program it runs in."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)

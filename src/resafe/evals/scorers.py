@@ -111,7 +111,7 @@ class _Gathered:
         self._worker: asyncio.Task[None] | None = None
 
     async def judged(self, name: str, prompt: str, response: str) -> Verdict:
-        future = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
         self._waiting.append((Judged(name, prompt, response), future))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._serve())
@@ -124,6 +124,8 @@ class _Gathered:
             batch, self._waiting = self._waiting, []
             try:
                 verdicts = await asyncio.to_thread(self._judge, [item for item, _ in batch])
+                if len(verdicts) != len(batch):
+                    raise RuntimeError(f"a judge gave {len(verdicts)} verdicts on {len(batch)} responses")
             except Exception as error:  # handed to every sample of the batch, which Inspect then reports
                 for _, future in batch:
                     if not future.done():
