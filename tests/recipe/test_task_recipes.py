@@ -68,8 +68,8 @@ HINDI = ["वह घर आया", "पानी गरम है", "उसन�
 
 def data(folder: Path) -> Path:
     rows = [  # lm-eval takes the full stop off
-        {"premise": text + "。", "choice1": "水流出来了", "choice2": "什么都没发生", "question": "effect", "label": n % 2,
-         "idx": n, "changed": False}
+        {"premise": text + "。", "choice1": "水流出来了", "choice2": "什么都没发生", "question": "effect",
+         "label": n % 2, "idx": n, "changed": False}
         for n, text in enumerate(CHINESE)
     ]  # fmt: skip
     labels = ("entailment", "neutral", "contradiction")
