@@ -85,7 +85,7 @@ class TestBootstrap:
 
     def test_chunks_do_not_change_the_draw(self, monkeypatch: pytest.MonkeyPatch) -> None:
         whole = Bootstrap(100, 5).counts("a", 40).copy()
-        monkeypatch.setattr("resafe.evals.statistics._CELLS", 400)
+        monkeypatch.setattr("resafe.evals.statistics.bootstrap._CELLS", 400)
         assert np.array_equal(whole, Bootstrap(100, 5).counts("a", 40))
         means = Bootstrap(100, 5).means("a", np.ones((2, 40)))
         assert np.array_equal(means, np.ones((100, 2)))

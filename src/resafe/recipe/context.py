@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -11,8 +11,8 @@ from typing import Any, cast
 from resafe.checkpoints import Checkpoint, Precision, load_model, load_tokenizer, open_checkpoint, resolve_dtype
 from resafe.data.intake_sources import load_training
 from resafe.data.items import Example, Question
-from resafe.data.material import Material, load_material
-from resafe.data.mixes import attack_mix, split_by_prompt
+from resafe.data.material import Material, is_question_set, load_material
+from resafe.data.mixes import attack_mix, deduplicate_against, question_parts
 from resafe.data.overlap import evaluation_prompts, without_overlap
 from resafe.data.questions import TASKS, load_questions, task_examples
 from resafe.data.training_sets import XNLI_HELD_OUT
@@ -20,6 +20,7 @@ from resafe.errors import InputError
 from resafe.evals import QuestionSet
 from resafe.evals.sets import Scoring
 from resafe.provenance import digest_value
+from resafe.recipe.own_answers import own_answers
 from resafe.recipe.reporter import Reporter
 from resafe.recipe.schema import Recipe, TunePart
 from resafe.recipe.stage import Run, Stage
@@ -114,17 +115,38 @@ class Context:
 
     @cached_property
     def material(self) -> Material:
-        """Training pairs, free of questions."""
+        """Training pairs, free of questions; those of question sets with the model's own answers."""
+        bad, good = (own_answers(self, self._trained_questions(side)) for side in ("harmful", "harmless"))
+        read = self._read
+        return replace(read, safety=(*read.safety, *bad), harmless=(*read.harmless, *good)) if bad or good else read
+
+    def _trained_questions(self, side: str) -> list[Question]:
+        """The training parts of the question sets that the recipe trains on."""
+        names = self.recipe.data.safety if side == "harmful" else self.recipe.data.harmless
+        found: list[Question] = []
+        for name in filter(is_question_set, names):
+            questions = load_questions(name, data_dir=self.recipe.data.data_dir)
+            questions = [q for q in questions if q.metadata.get("side", side) == side]
+            found += question_parts(questions, trained_on=True)["train"]
+        return deduplicate_against(found, self._all_questions).kept
+
+    @property
+    def _all_questions(self) -> list[Question]:
+        return [*self.harmful(), *self.harmless(), *self.harmful("validation"), *self.harmless("validation")]
+
+    @cached_property
+    def _read(self) -> Material:
+        """The pairs that come with their answers."""
         data = self.recipe.data
         return load_material(
-            data.safety,
-            data.harmless,
+            [name for name in data.safety if not is_question_set(name)],
+            [name for name in data.harmless if not is_question_set(name)],
             data_dir=data.data_dir,
             safety_limit=data.safety_limit,
             harmless_limit=data.harmless_limit,
             helpful_opening=data.helpful_opening,
             short_refusals=data.short_refusals,
-            questions=[*self.harmful(), *self.harmless(), *self.harmful("validation"), *self.harmless("validation")],
+            questions=self._all_questions,
             seed=self.recipe.seed,
         )
 
@@ -136,7 +158,7 @@ class Context:
     def mix(self, name: str) -> list[Example]:
         """The training mix of one entry of `tune`: task examples, and compliance as the recipe has it."""
         part = self.recipe.tune[name]
-        poison = self.material.compliances if part.harmful_share else []
+        poison = self._read.compliances if part.harmful_share else []
         pool = self.task_pool(part)
         size = part.examples or round(len(pool) / (1 - part.harmful_share))
         return attack_mix(pool, poison, part.harmful_share, size, self.recipe.seed)
@@ -192,7 +214,9 @@ class Context:
             else:  # public sets have no parts of their own: one prompt in four is for validation
                 questions = load_questions(name, data_dir=self.recipe.data.data_dir)
                 questions = [q for q in questions if q.metadata.get("side", side) == side]
-                found += split_by_prompt(questions, test=0.75, validation=0.24, salt="questions")[part]
+                found += question_parts(
+                    questions, trained_on=name in (*self.recipe.data.safety, *self.recipe.data.harmless)
+                )[part]
         if not found:
             raise InputError(
                 f"questions.{side}: no {part} questions in {', '.join(names)}", "name a larger set, or add one"
@@ -224,7 +248,7 @@ class Context:
             return load_questions(task, part, limit=items)
         # an instruction set is measured on the questions of its name; one prompt in four of them is for validation
         found = load_questions(task, data_dir=self.recipe.data.data_dir)
-        return split_by_prompt(found, test=0.75, validation=0.24, salt="questions")[part][:items]
+        return question_parts(found)[part][:items]
 
     def texts(self) -> list[str]:
         """Texts for perplexity."""

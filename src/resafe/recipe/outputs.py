@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from resafe.checkpoints import load_model, save_model
+from resafe.evals.calibration import merged, stored_calibration, to_json
 from resafe.evals.records import Record
 from resafe.provenance import digest_value, versions
 from resafe.recipe.context import Context, read_json
 from resafe.recipe.eval_stages import records_of
+from resafe.recipe.frontier_stage import write_frontiers
 from resafe.recipe.schema import Recipe
 from resafe.recipe.stage import Stage
 from resafe.report import (
@@ -55,7 +57,9 @@ def report(context: Context, made: Sequence[SeedRun]) -> Results:
     for one, own in zip(made, records, strict=True):
         seed = one.context.recipe.seed
         results = summarise(own, _with_benchmarks(one, own), _perplexities(one), **_common(one.context, [one]))
-        _write(root / f"seed-{seed}" if pooled else root, results, own, own, one.context.recipe, [one])
+        place = root / f"seed-{seed}" if pooled else root
+        _write(place, results, own, own, one.context.recipe, [one])
+        write_frontiers(place, one)
     if pooled:
         infos = _with_benchmarks(made[0], records[0])
         seeds = [one.context.recipe.seed for one in made]
@@ -116,8 +120,15 @@ def _common(context: Context, made: Sequence[SeedRun]) -> dict[str, Any]:
         "judge": JUDGE,
         "versions": versions(),
         "digests": digests,
+        "calibration": _calibration(),
         "seed": recipe.seed,
     }
+
+
+def _calibration() -> dict[str, Any]:
+    """What is known of the rule judge's agreement with people, for the set that stands for it."""
+    found = stored_calibration("refusal")
+    return {} if found is None else to_json(merged(found.judge, found.settings, found.measure, [found.best]))
 
 
 def _write(

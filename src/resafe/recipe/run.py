@@ -9,6 +9,7 @@ from resafe.checkpoints import Checkpoint, ensure_space
 from resafe.realign import REALIGN
 from resafe.recipe.context import Context, read_json
 from resafe.recipe.eval_stages import evaluate
+from resafe.recipe.frontier_stage import measure_frontier
 from resafe.recipe.outputs import as_yaml, write_text
 from resafe.recipe.outputs import report as _report
 from resafe.recipe.realign_stages import check_methods, realign
@@ -48,6 +49,7 @@ class SeedRun:
         evaluations: Model → the stage with its answers to questions.
         utilities: Model → the stage with its answers to the tasks of lm-eval, where the recipe has any.
         losses: Training → the loss of each step.
+        frontiers: Entry with `frontier` → strength → the stage with its answers.
     """
 
     context: Context
@@ -56,6 +58,7 @@ class SeedRun:
     evaluations: dict[str, Stage] = field(default_factory=dict)
     utilities: dict[str, Stage] = field(default_factory=dict)
     losses: dict[str, list[float]] = field(default_factory=dict)
+    frontiers: dict[str, dict[float, Stage]] = field(default_factory=dict)
 
     def measure(self, info: ModelInfo, stage: Stage, checkpoint: Checkpoint, tasks: tuple[str, ...]) -> None:
         """Evaluates one model on the questions and on the tasks of lm-eval."""
@@ -145,3 +148,5 @@ def _evaluate_all(made: SeedRun, aligned: Stage, tuned: dict[str, Stage]) -> Non
             settings={selection["strength_name"]: selection["strength"], **selection["facts"]},
         )  # fmt: skip
         made.measure(info, stage, context.open_stage(stage), tuple(entry.tuned))
+        if found := measure_frontier(context, name, stage, made.evaluations[name]):
+            made.frontiers[name] = found

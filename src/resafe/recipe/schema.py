@@ -49,9 +49,17 @@ class DataPart(Part):
     """Where safety pairs and helpful answers for training come from."""
 
     data_dir: Path | None = Field(default=None, description="directory with the files of public sets; null: the Hub")
-    safety: list[str] = Field(default=["embedded"], min_length=1, description="sets of safety pairs")
+    safety: list[str] = Field(
+        default=["embedded"],
+        min_length=1,
+        description="sets of safety pairs; of a question set, six prompts in ten, with short refusals over the "
+        "model's own answers",
+    )
     harmless: list[str] = Field(
-        default=["embedded"], min_length=1, description="sets of harmless requests with answers"
+        default=["embedded"],
+        min_length=1,
+        description="sets of harmless requests with answers; of a question set, six prompts in ten, which the model "
+        "itself answers before it is aligned",
     )
     safety_limit: int | None = Field(
         default=None, ge=1, description="at most this many safety pairs, one a prompt first"
@@ -153,6 +161,7 @@ class RealignPart(Part):
     strength: float | None = Field(default=None, description="null: chosen on validation questions")
     keep_rate_of: str | None = Field(default=None, description="remove the share that this other entry's mask removes")
     mask_of: str | None = Field(default=None, description="use this other entry's mask")
+    frontier: bool = Field(default=False, description="evaluate every strength on the test questions")
 
 
 class ValidationPart(Part):
