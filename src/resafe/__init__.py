@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from resafe.errors import GateError, InputError, ResafeError
 
 if TYPE_CHECKING:
-    from resafe.api import apply_mask, fuse, realign, train_mask
+    from resafe.api import apply_mask, average_masks, fuse, realign, train_mask
     from resafe.checkpoints import open_checkpoint as open
     from resafe.evaluation import evaluate
     from resafe.recipe.run import run_recipe
@@ -20,6 +20,7 @@ __all__ = [
     "ResafeError",
     "align",
     "apply_mask",
+    "average_masks",
     "evaluate",
     "fuse",
     "open",
@@ -32,6 +33,7 @@ __all__ = [
 _LAZY = {
     "align": ("resafe.training.verbs", "align"),
     "apply_mask": ("resafe.api", "apply_mask"),
+    "average_masks": ("resafe.api", "average_masks"),
     "evaluate": ("resafe.evaluation", "evaluate"),
     "fuse": ("resafe.api", "fuse"),
     "open": ("resafe.checkpoints", "open_checkpoint"),

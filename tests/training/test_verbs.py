@@ -19,26 +19,8 @@ from resafe.training.settings import DpoSettings, SftSettings
 from resafe.training.start import check_four_bit
 from resafe.training.verbs import Start, align, tune
 
-from .conftest import make_model, make_tokenizer
-
 QUICK = {"steps": 3, "batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 0}
 CPU = Start(device="cpu", dtype="float32", system="", lora={"rank": 4})
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> str:
-    make_model().save_pretrained(tmp_path / "base")
-    make_tokenizer().save_pretrained(tmp_path / "base")
-    return str(tmp_path / "base")
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> str:
-    rows: list[Any] = [{"instruction": f"Say {n}", "output": f"Here: {n}"} for n in range(40)]
-    rows.insert(7, {"instruction": "x" * 1200, "output": "y"})
-    path = tmp_path / "mine.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in rows))
-    return str(path)
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -183,7 +165,7 @@ def test_presets_hold_the_published_settings() -> None:
 
 @pytest.mark.slow
 def test_two_processes_give_the_weights_of_one(base: str, data: str, tmp_path: Path) -> None:
-    """DDP under `accelerate launch`, two processes on the CPU, against one process with the same forward passes."""
+    """DDP under `accelerate launch`, two processes on the CPU, packed and streamed, against one with neither."""
     settings = [f"--set={name}={value}" for name, value in {**QUICK, "micro_batch_size": 2}.items()]
     common = [
         "tune", base, data, "--rank", "4", "--device", "cpu", "--dtype", "float32", "--system", "", "--quiet",
@@ -200,7 +182,7 @@ def test_two_processes_give_the_weights_of_one(base: str, data: str, tmp_path: P
         "resafe",
     ]
     one = [sys.executable, "-m", "resafe", *common, "--out", str(tmp_path / "one")]
-    two = [sys.executable, *launch, *common, "--out", str(tmp_path / "two")]
+    two = [sys.executable, *launch, *common, "--stream", "--set=packing=true", "--out", str(tmp_path / "two")]
     printed = []
     for command in (one, two):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

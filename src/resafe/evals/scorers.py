@@ -115,7 +115,8 @@ class _Gathered:
         self._waiting.append((Judged(name, prompt, response), future))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._serve())
-        return await future
+        verdict: Verdict = await future
+        return verdict
 
     async def _serve(self) -> None:
         while self._waiting:

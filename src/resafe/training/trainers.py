@@ -22,7 +22,7 @@ from resafe.errors import InputError
 from resafe.training.adapters import is_adapter
 from resafe.training.head import install
 from resafe.training.order import FixedOrder
-from resafe.training.settings import DpoSettings, TrainSettings
+from resafe.training.settings import DpoSettings, SftSettings, TrainSettings
 
 
 class _Quiet:
@@ -131,11 +131,11 @@ def _arguments(model: Any, settings: TrainSettings, work: Path, steps: int) -> d
 
 
 def sft_trainer(
-    model: Any, tokenizer: Any, rows: Any, settings: TrainSettings, work: Path, order: Sequence[int], callback: Any
+    model: Any, tokenizer: Any, rows: Any, settings: SftSettings, work: Path, order: Sequence[int], callback: Any
 ) -> Any:
     """An SFT trainer over prepared rows; `order` holds the examples of all steps."""
     arguments = _arguments(model, settings, work, len(order) // settings.batch_size)
-    config = SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True})
+    config = SFTConfig(**arguments, padding_free=settings.packing, dataset_kwargs={"skip_prepare_dataset": True})
     return _build(AnswerSftTrainer, config, model, tokenizer, rows, order, callback)
 
 

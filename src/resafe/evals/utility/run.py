@@ -31,6 +31,7 @@ def evaluate_utility(
     fewshot: int | None = None,
     chat: bool = False,
     system: str | None = None,
+    max_new_tokens: int | None = None,
     batch_size: int = 32,
     allow_code_execution: bool = False,
     progress: Any = None,
@@ -47,6 +48,7 @@ def evaluate_utility(
         fewshot: Worked examples in each prompt; None is each task's own number.
         chat: Put prompts through the tokenizer's chat template; lm-eval's default is not to.
         system: System turn, with `chat`.
+        max_new_tokens: Most tokens of a written answer; None is each task's own number.
         batch_size: Most prompts that are decoded together.
         allow_code_execution: Run the programs that the model writes (HumanEval), in a sandbox.
         progress: Called with (requests done, requests in all).
@@ -62,7 +64,7 @@ def evaluate_utility(
     lm = LoadedLM(model, tokenizer, batch_size=batch_size, progress=progress)
     return evaluate_lm(
         name, lm, tasks, data_dir=data_dir, limit=limit, fewshot=fewshot, chat=chat, system=system,
-        allow_code_execution=allow_code_execution,
+        max_new_tokens=max_new_tokens, allow_code_execution=allow_code_execution,
     )  # fmt: skip
 
 
@@ -76,6 +78,7 @@ def evaluate_lm(
     fewshot: int | None = None,
     chat: bool = False,
     system: str | None = None,
+    max_new_tokens: int | None = None,
     allow_code_execution: bool = False,
 ) -> UtilityResult:
     """As `evaluate_utility`, on any model of lm-eval (an `lm_eval.api.model.LM`), such as its vLLM class."""
@@ -97,10 +100,19 @@ def evaluate_lm(
         from resafe.evals.utility.tasks import load_tasks
 
         loaded = load_tasks(names, data_dir=data_dir, fewshot=fewshot, code=code)
+        if max_new_tokens is not None:
+            _shorten(loaded, max_new_tokens)
         raw = _evaluate(lm, loaded, limit, chat, system)
     scores = tuple(_scores(name, raw))
     records = tuple(record for task, items in raw["samples"].items() for record in _records(name, task, items))
     return UtilityResult(name, scores, records, code.summary() if code else {}, time.monotonic() - start)
+
+
+def _shorten(loaded: dict[str, Any], max_new_tokens: int) -> None:
+    """Bounds the answers of the tasks that have some written; lm-eval's own numbers are for models that stop."""
+    for task in loaded["tasks"].values():
+        if task.OUTPUT_TYPE == "generate_until":
+            task.set_config(key="generation_kwargs", value={"max_gen_toks": max_new_tokens}, update=True)
 
 
 def _evaluate(
