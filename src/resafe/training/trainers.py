@@ -88,6 +88,7 @@ def check_trackers(names: Sequence[str]) -> None:
     """Raises InputError for a tracker that transformers does not know, or whose package is not installed."""
     from transformers.integrations import integration_utils as known
 
+    installed: Callable[[], list[str]] = known.get_available_reporting_integrations
     every = sorted(known.INTEGRATION_TO_CALLBACK)
     for name in names:
         if name in ("all", "none"):
@@ -95,7 +96,7 @@ def check_trackers(names: Sequence[str]) -> None:
                 raise InputError(f"the tracker '{name}' beside others", f"give {name} alone, or leave it out")
         elif name not in every:
             raise InputError(f"there is no tracker '{name}'", nearest(name, every))
-        elif name != "flyte" and name not in known.get_available_reporting_integrations():  # that one is never listed
+        elif name != "flyte" and name not in installed():  # that one is never listed
             raise InputError(f"the package of the tracker '{name}' is not installed", "install it, or leave it out")
 
 
