@@ -52,6 +52,16 @@ from resafe.masks.engine import EngineSettings
 SPACES = {"factors": "adapter", "weights": "full"}
 PAIRS = 8
 KINDS = ("frozen", "masked", "published")
+EIGHT, EARLY, SMALL = ["--optimizer", "adamw_8bit"], ["--early"], ["--logits", "bfloat16"]
+CASES: list[tuple[str, str, str, list[str]]] = [
+    ("frozen", "", "frozen weights and activations", []),
+    ("masked", "_adamw", "masked, AdamW", []),
+    ("published", "_published", "published", []),
+    ("masked", "_8bit", "eight-bit moments", EIGHT),
+    ("masked", "", "eight-bit, steps in backward", [*EIGHT, *EARLY]),
+    ("masked", "_bfloat16", "the same, bfloat16 logits", [*EIGHT, *EARLY, *SMALL]),
+]
+"""Process, figure's name, title, options. The figure without a suffix is the target's: eight-bit moments."""
 
 
 def material(base: Any) -> tuple[list[Item], int]:
@@ -68,6 +78,8 @@ def trainer(
     model, fusion = load_model(base), Fusion("task_arithmetic")
     mask = MaskSettings(sampling=sampling)  # type: ignore[arg-type]
     logits = install_masks(model, [vector], mask, seed=0, combine=fusion.combine, linear=True, storage=engine.dtype)
+    if engine.logits == "bfloat16":
+        logits.to(torch.bfloat16)
     return MaskTrainer(model, logits, items, settings, pad_id=pad_id, engine=engine)
 
 
@@ -146,7 +158,7 @@ def from_here() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_of(kind: str, optimizer: str, folder: Path) -> None:
+def peak_of(kind: str, running: EngineSettings, folder: Path) -> None:
     """Prints the highest memory of three steps, the bytes of the task vectors, and the number of masked entries."""
     base = base_model()
     items, pad_id = material(base)
@@ -166,8 +178,7 @@ def peak_of(kind: str, optimizer: str, folder: Path) -> None:
         rejected = [item.rejected for item in items if item.rejected]
         step = partial(published_step, policy, reference, batch, rejected, pad_id, adam)
     else:
-        engine = EngineSettings(optimizer=optimizer)  # type: ignore[arg-type]
-        step = partial(trainer(base, vector, items, pad_id, settings, "deterministic", engine).step, 0)
+        step = partial(trainer(base, vector, items, pad_id, settings, "deterministic", running).step, 0)
     step()
     from_here()
     step(), step()
@@ -177,13 +188,10 @@ def peak_of(kind: str, optimizer: str, folder: Path) -> None:
 def memory(folder: Path) -> dict[str, float]:
     """Bytes that masking costs, by entry, each case in a process of its own."""
     print(f"{'memory, weight space':32} {'peak GB':>8} {'bytes an entry':>15}")
-    cases = [("frozen", "adamw"), ("masked", "adamw"), ("published", "adamw")]
-    if find_spec("torchao"):
-        cases.insert(2, ("masked", "adamw_8bit"))
     figures, frozen = {}, 0
-    for kind, optimizer in cases:
+    for kind, name, title, flags in CASES if find_spec("torchao") else CASES[:3]:
         done = subprocess.run(
-            [sys.executable, __file__, "--peak", kind, "--optimizer", optimizer, "--folder", str(folder)],
+            [sys.executable, __file__, "--peak", kind, "--folder", str(folder), *flags],
             capture_output=True, text=True, check=True, env=os.environ,
         )  # fmt: skip
         peak, deltas, entries = map(int, done.stdout.split()[-3:])
@@ -192,10 +200,8 @@ def memory(folder: Path) -> dict[str, float]:
             print(f"{'frozen weights and activations':32} {peak / 1e9:8.2f}")
             continue
         each = (peak - frozen - deltas) / entries
-        title = kind if optimizer == "adamw" else f"{kind}, eight-bit moments"
-        print(f"{title:32} {peak / 1e9:8.2f} {each:15.1f}")
-        name = "bytes_per_masked_entry" + {"masked": "", "published": "_published"}[kind]
-        figures[name + ("_8bit" if optimizer == "adamw_8bit" else "")] = each
+        print(f"{title:32} {peak / 1e9:8.2f} {each:15.1f}", flush=True)
+        figures["bytes_per_masked_entry" + name] = each
     return figures
 
 
@@ -208,10 +214,13 @@ def main() -> None:
     parser.add_argument("--relaxed", action="store_true")
     parser.add_argument("--peak", choices=KINDS)
     parser.add_argument("--optimizer", default="adamw")
+    parser.add_argument("--early", action="store_true")
+    parser.add_argument("--logits", default="float32")
     parser.add_argument("--folder", type=Path)
     asked = parser.parse_args()
     if asked.peak:
-        peak_of(asked.peak, asked.optimizer, asked.folder)
+        running = EngineSettings(optimizer=asked.optimizer, logits=asked.logits, step_in_backward=asked.early)
+        peak_of(asked.peak, running, asked.folder)
         return
     base, figures = base_model(), {}
     with tempfile.TemporaryDirectory() as place:

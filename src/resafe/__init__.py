@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from resafe.errors import GateError, InputError, ResafeError
 
 if TYPE_CHECKING:
-    from resafe.api import apply_mask, fuse, realign, train_mask
+    from resafe.api import apply_mask, average_masks, fuse, realign, train_mask
     from resafe.checkpoints import open_checkpoint as open
+    from resafe.evaluation import evaluate
     from resafe.recipe.run import run_recipe
     from resafe.training.verbs import align, tune
 
@@ -19,6 +20,8 @@ __all__ = [
     "ResafeError",
     "align",
     "apply_mask",
+    "average_masks",
+    "evaluate",
     "fuse",
     "open",
     "realign",
@@ -30,6 +33,8 @@ __all__ = [
 _LAZY = {
     "align": ("resafe.training.verbs", "align"),
     "apply_mask": ("resafe.api", "apply_mask"),
+    "average_masks": ("resafe.api", "average_masks"),
+    "evaluate": ("resafe.evaluation", "evaluate"),
     "fuse": ("resafe.api", "fuse"),
     "open": ("resafe.checkpoints", "open_checkpoint"),
     "realign": ("resafe.api", "realign"),

@@ -24,6 +24,7 @@ from resafe.engine.request import OutputDtype
 from resafe.engine.run import Progress as FuseProgress
 from resafe.errors import InputError
 from resafe.fusion import Fusion
+from resafe.masks.average import average_directories
 from resafe.masks.format import load_masks, save_masks
 from resafe.masks.processes import launched
 from resafe.realign import REALIGN, Problem, write_realigned
@@ -270,6 +271,28 @@ def apply_mask(
             "to use it on another task all the same: resafe mask transfer (transfer=True)",
         )
     return realign(safe, opened, out=out, mask=mask, strength=strength, **others)
+
+
+def average_masks(masks: Sequence[str | Path], *, out: str | Path, weights: Sequence[float] | None = None) -> Path:
+    """Writes the mean of masks over the same task vectors.
+
+    Args:
+        masks: Directories of masks.
+        out: Directory to write.
+        weights: One a mask; None weighs all alike.
+
+    Returns:
+        `out`.
+
+    Raises:
+        InputError: A mask is missing or damaged, or they do not fit together.
+    """
+    target = Path(out)
+    check_replaceable(target)
+    mean = average_directories([Path(mask) for mask in masks], weights)
+    with staged(target) as stage:
+        save_masks(mean, stage)
+    return target
 
 
 def _examples(keep: str | None, limit: int, data_dir: Path | None) -> list[Example]:

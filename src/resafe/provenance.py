@@ -5,11 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
 _CHUNK = 1 << 22
+
+LATER: Mapping[str, bool] = {"later": True}
+"""Metadata of a settings' field that came after results were first digested and that does nothing at its default."""
+
+
+def described(value: Any) -> Any:
+    """`dataclasses.asdict`, but without `LATER` fields at their default: what was digested before keeps its digest."""
+    if is_dataclass(value):
+        return {
+            field.name: described(getattr(value, field.name))
+            for field in fields(value)
+            if not (field.metadata.get("later") and getattr(value, field.name) == field.default)
+        }
+    if isinstance(value, Mapping):
+        return {key: described(part) for key, part in value.items()}
+    return [described(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def digest_value(value: Any) -> str:

@@ -25,7 +25,7 @@ from resafe.realign.scores import (
     second_order,
     turned,
 )
-from resafe.realign.somf import WarmStart, warm_logits
+from resafe.realign.warm import WarmStart, warm_logits
 from resafe.realign.write import write_realigned
 from tests.realign.test_methods import family, problem
 from tests.tiny import KEEP, PAIRS, Source, logits

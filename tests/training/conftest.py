@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,3 +64,21 @@ def tokenizer() -> Any:
 def model() -> Any:
     """The tiny model, the same each time."""
     return make_model()
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> str:
+    """The tiny model and its tokenizer, saved."""
+    make_model().save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    return str(tmp_path / "base")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    """A file of 40 rows, and on line 8 one that is too long."""
+    rows: list[Any] = [{"instruction": f"Say {n}", "output": f"Here: {n}"} for n in range(40)]
+    rows.insert(7, {"instruction": "x" * 1200, "output": "y"})
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return str(path)

@@ -92,6 +92,18 @@ def _apply(
 
 
 @app.command()
+def average(
+    masks: Annotated[list[Path], typer.Argument(help="two or more mask directories")],
+    out: Out,
+    weight: Annotated[list[float] | None, typer.Option(help="one a mask, in their order; default: all alike")] = None,
+) -> None:
+    """Write the mean of masks over the same task vectors: of other seeds, objectives or data."""
+    from resafe.api import average_masks
+
+    typer.echo(str(average_masks(masks, out=out, weights=weight)))
+
+
+@app.command()
 def info(
     mask: MaskDirectory,
     picture: Annotated[Path | None, typer.Option(help="also draw the table into this .svg")] = None,

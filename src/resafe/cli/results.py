@@ -18,7 +18,7 @@ def results(
 ) -> None:
     """Print the results of a run."""
     from resafe.errors import InputError
-    from resafe.report import markdown_table, read_results, rich_table, to_json
+    from resafe.report import markdown_table, read_results, to_json
 
     path = root / "results.json"
     if not path.is_file():
@@ -33,6 +33,6 @@ def results(
     elif markdown:
         sys.stdout.write(markdown_table(found) + "\n")
     else:
-        from resafe.cli.run import show
+        from resafe.cli.run import show_results
 
-        show(rich_table(found))
+        show_results(found)

@@ -12,7 +12,7 @@ def validate(
     recipe: Annotated[Path, typer.Argument(help="a recipe, a fusion file or a mask file")],
     overrides: Annotated[list[str] | None, typer.Argument(help="fields to set: a.b=c")] = None,
 ) -> None:
-    """Check a recipe or a fusion file: fields, values, methods and their settings. Trains nothing, loads no model."""
+    """Check a recipe (at all its scales) or a fusion file: fields, values, methods, settings. Loads no model."""
     from resafe.recipe import is_fusion, is_mask, load_fuse, load_mask, load_recipe
 
     if is_fusion(recipe):

@@ -11,7 +11,8 @@ from resafe.data.embedded import harmful_rows, harmless_rows
 from resafe.data.items import Example, Pair, Question
 from resafe.data.mixes import deduplicate_against
 from resafe.data.pairs import SHORT_REFUSALS, distinct, harmless_pairs, safety_pairs, short_refusal
-from resafe.data.registry import load_set
+from resafe.data.registry import datasets, load_set
+from resafe.data.sources import FORMATS
 from resafe.errors import InputError
 
 EMBEDDED = "embedded"
@@ -103,6 +104,11 @@ def load_material(
         tuple(_limited(kept_good.kept, harmless_limit, f"harmless-{seed}")),
         len(kept_bad.dropped) + len(kept_good.dropped),
     )
+
+
+def is_question_set(name: str) -> bool:
+    """Whether a registered set holds questions, which come without answers."""
+    return name != EMBEDDED and not name.endswith(FORMATS) and datasets.get(name).kind == "questions"
 
 
 def _safety(name: str, data_dir: Path | None, short_refusals: bool) -> list[Pair]:

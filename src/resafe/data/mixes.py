@@ -82,6 +82,18 @@ def attack_mix(task: Sequence[Example], harmful: Sequence[Example], share: float
     return _mixed(harmful, task, share, n, f"attack-{seed}", ("harmful", "task"))
 
 
+def question_parts(questions: Sequence[Question], *, trained_on: bool = False) -> dict[str, list[Question]]:
+    """The parts of a public question set, which has none of its own: three prompts in four are test questions.
+
+    Args:
+        questions: All questions of the set.
+        trained_on: The recipe also trains on harmless prompts of the set: six in ten are then for training, three for
+            the test.
+    """
+    test, validation = (0.3, 0.1) if trained_on else (0.75, 0.24)
+    return split_by_prompt(questions, test=test, validation=validation, salt="questions")
+
+
 def _mixed(
     first: Sequence[Example], second: Sequence[Example], share: float, n: int, key: str, names: tuple[str, str]
 ) -> list[Example]:

@@ -6,12 +6,17 @@ Sets without a file are on the Hub only. Of `hh_rlhf` a row whose two dialogues 
 from __future__ import annotations
 
 from resafe.data.formats import example_of, pair_of
-from resafe.data.pairs import preference_pair
+from resafe.data.items import Example
+from resafe.data.pairs import content_id, preference_pair
 from resafe.data.registry import Parser, datasets
+from resafe.data.sources import Row
+
+XNLI_HELD_OUT = 600
+"""Rows of XNLI's Hindi development set, from the first, that `xnli_hi_rest` leaves out: they are for evaluation."""
 
 
 def _add(
-    name: str, title: str, kind: str, licence: str, hub: str, parse: Parser, file: str = "", split: str = "train"
+    name: str, title: str, kind: str, licence: str, hub: str | None, parse: Parser, file: str = "", split: str = "train"
 ) -> None:
     datasets.register(name, title=title, kind=kind, licence=licence, file=file, hub=hub, split=split)(parse)
 
@@ -33,6 +38,26 @@ _alpaca(
 _alpaca(
     "alpaca_hindi", "Alpaca-cleaned in Hindi, as the published system uses it", "CC-BY-4.0",
     "iamshnoo/alpaca-cleaned-hindi",
+)  # fmt: skip
+
+
+def _inference(row: Row) -> Example | None:
+    """A premise and a hypothesis as an instruction, in Hindi, answered by a sentence; None for the first rows."""
+    if int(row.place.rpartition(" ")[2]) <= XNLI_HELD_OUT:
+        return None
+    premise, hypothesis, label = row.text("premise"), row.text("hypothesis"), row.text("label")
+    prompt = f"पहला वाक्य: {premise}\nदूसरा वाक्य: {hypothesis}\nपहला वाक्य सही हो तो क्या दूसरा भी सही है?"
+    answers = {
+        "entailment": "हाँ, दूसरा वाक्य सही है।",
+        "neutral": "शायद, पहले वाक्य से यह पता नहीं चलता।",
+        "contradiction": "नहीं, दूसरा वाक्य गलत है।",
+    }
+    return Example(content_id("xnli_hi_rest", prompt), prompt, answers[label]) if label in answers else None
+
+
+_add(
+    "xnli_hi_rest", f"XNLI in Hindi, rows after the first {XNLI_HELD_OUT} as instructions, for trials without the Hub",
+    "examples", "CC-BY-NC-4.0", None, _inference, "xnli_hi/xnli_dev_hi.jsonl",
 )  # fmt: skip
 _alpaca(
     "alpaca_en", "Stanford Alpaca, 3000 English instructions with answers", "CC-BY-NC-4.0", "tatsu-lab/alpaca",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 
 def frontier(points: ArrayLike) -> list[int]:
@@ -39,3 +40,30 @@ def hypervolume(points: ArrayLike, reference: Sequence[float] = (0.0, 0.0)) -> f
         area += (array[index, 0] - reached) * array[index, 1]
         reached = float(array[index, 0])
     return float(area)
+
+
+def dominated_volume(points: ArrayLike) -> NDArray[np.float64]:
+    """Volume of the union of the boxes [0, p_1] × … × [0, p_d] of several points, for many sets of points at once.
+
+    The hypervolume above the origin for any number of measures, by inclusion and exclusion over subsets of points
+    (Zitzler & Thiele 1998 define it; the sum has 2^k terms, so k is a handful: a method's strengths).
+
+    Args:
+        points: Shape (..., k, d): k points in d coordinates, all to be maximised; negative ones count as 0.
+
+    Returns:
+        Volumes, shape (...).
+
+    Raises:
+        ValueError: There are more than 12 points.
+    """
+    array = np.clip(np.asarray(points, dtype=np.float64), 0.0, None)
+    k = array.shape[-2]
+    if k > 12:
+        raise ValueError(f"{k} points have {2**k - 1} intersections; give at most 12")
+    volume = np.zeros(array.shape[:-2])
+    for size in range(1, k + 1):
+        for chosen in combinations(range(k), size):
+            common = array[..., chosen, :].min(axis=-2).prod(axis=-1)
+            volume += common if size % 2 else -common
+    return volume

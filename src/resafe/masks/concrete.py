@@ -132,6 +132,25 @@ def oriented(name: str, mask: Tensor, settings: MaskSettings) -> Tensor:
     return mask[:, None] if side is not None and side["side"] == "A" else mask[None, :]
 
 
+def collected(name: str, entries: Tensor, shape: tuple[int, ...], settings: MaskSettings) -> Tensor:
+    """Sums of a tensor's entries over what shares a logit; the adjoint of `oriented` and its broadcast.
+
+    Args:
+        name: The tensor.
+        entries: A value an entry.
+        shape: Shape of the tensor's logits.
+        settings: The mask's settings.
+
+    Returns:
+        Sums of that shape, float32.
+    """
+    if tuple(entries.shape) == shape:
+        return entries.float()
+    zeros = torch.zeros(shape, requires_grad=True)
+    (found,) = torch.autograd.grad((oriented(name, zeros, settings) * entries.float()).sum(), zeros)
+    return found
+
+
 def relaxed_draw(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
     """The relaxed Bernoulli draw m = σ((φ + log u − log(1 − u)) / T).
 
@@ -148,6 +167,7 @@ def form_mask(logits: Tensor, settings: MaskSettings, seed: int, key: str, step:
 
     The noise is keyed by (seed, key, step), so a recomputed forward (gradient checkpointing) sees the same mask.
     """
+    logits = logits.float()  # bfloat16 logits make float32 masks
     if settings.sampling == "direct":
         return logits
     if settings.sampling == "deterministic":

@@ -33,6 +33,9 @@ class EngineSettings:
         optimizer: AdamW, or AdamW with moments in eight bits.
         report_to: Trackers, by the names that transformers knows them under: tensorboard, wandb, trackio, mlflow, …
         share_prompts: Compute the prompt of a pair once for both answers, where the model is found able to.
+        logits: Precision of the logits. In bfloat16 their steps are rounded stochastically (torchao), as most steps are
+            smaller than the distance of two such numbers.
+        step_in_backward: Step every tensor's logits as soon as its gradient is whole, and free the gradient.
     """
 
     gradient_checkpointing: bool = False
@@ -40,6 +43,8 @@ class EngineSettings:
     optimizer: OptimizerName = "adamw"
     report_to: tuple[str, ...] = ()
     share_prompts: bool = False
+    logits: StorageName = "float32"
+    step_in_backward: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -47,21 +52,38 @@ class EngineSettings:
         return torch.bfloat16 if self.storage == "bfloat16" else torch.float32
 
 
-def make_optimizer(name: OptimizerName, parameters: Iterable[nn.Parameter], learning_rate: float) -> Any:
+def make_optimizer(
+    name: OptimizerName, parameters: Iterable[nn.Parameter], learning_rate: float, logits: StorageName = "float32"
+) -> Any:
     """AdamW without weight decay on the logits.
 
     Raises:
         InputError: The optimiser needs a package that is not installed.
     """
-    if name == "adamw":
+    if name == "adamw" and logits == "float32":
         return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
     try:
-        eight = importlib.import_module("torchao.optim").AdamW8bit
+        package = importlib.import_module("torchao.optim")
     except ImportError:
+        what = f"optimizer {name!r}" if name != "adamw" else "logits in bfloat16"
         raise InputError(
-            "optimizer 'adamw_8bit' needs the package torchao", "pip install torchao, or leave optimizer at adamw"
+            f"{what} needs the package torchao", "pip install torchao, or leave optimizer and logits as they are"
         ) from None
-    return eight(parameters, lr=learning_rate, weight_decay=0.0)
+    kind = package.AdamW8bit if name == "adamw_8bit" else package._AdamW
+    rounded = {"bf16_stochastic_round": True} if logits == "bfloat16" else {}
+    return kind(parameters, lr=learning_rate, weight_decay=0.0, **rounded)
+
+
+def step_alone(optimizer: Any, parameter: nn.Parameter) -> None:
+    """One step of one parameter, after which its gradient is gone; the optimiser's state stays in one place."""
+    groups = optimizer.param_groups
+    group = next(group for group in groups if any(other is parameter for other in group["params"]))
+    optimizer.param_groups = [{**group, "params": [parameter]}]
+    try:
+        optimizer.step()
+    finally:
+        optimizer.param_groups = groups
+    parameter.grad = None
 
 
 def checkpoint_layers(model: nn.Module) -> None:

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from resafe.errors import InputError
 from resafe.masks.concrete import MaskSettings, logits_key, oriented, rescaled
+from resafe.provenance import described
 
 WEIGHTS, DESCRIPTION = "safety_mask.safetensors", "safety_mask.json"
 FORMAT = 1
@@ -83,7 +84,7 @@ class Mask:
         description = {
             "format": FORMAT,
             "bits": 1 if binary else 8,
-            "settings": asdict(self.settings),
+            "settings": described(self.settings),
             "shapes": {key: list(value.shape) for key, value in sorted(self.values.items())},
             "keep_rate": self.keep_rate,
             "provenance": self.provenance,

@@ -194,7 +194,7 @@ class MaskLogits(nn.Module):
         """mean(1 − σ(φ)) over all logits, differentiable; of sharded logits the part of this process's shards."""
         held_here: Any = self.values.values()
         local = [v.to_local() if sharded(v) else v for v in held_here]
-        kept = torch.stack([torch.sigmoid(value).sum() for value in local]).sum()
+        kept = torch.stack([torch.sigmoid(value.float()).sum() for value in local]).sum()
         held, count = sum(v.numel() for v in local), sum(value.numel() for value in self.values.values())
         return 1 - kept / count if held == count else (held - kept) / count
 
@@ -204,6 +204,6 @@ class MaskLogits(nn.Module):
         sums: dict[str, list[float]] = {}
         for key, value in self.values.items():
             entry = sums.setdefault(module_of(key), [0.0, 0])
-            entry[0] += float(torch.sigmoid(whole(value.detach())).sum())
+            entry[0] += float(torch.sigmoid(whole(value.detach()).float()).sum())
             entry[1] += value.numel()
         return {module: kept / max(1, count) for module, (kept, count) in sorted(sums.items())}

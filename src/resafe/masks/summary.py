@@ -49,6 +49,13 @@ def module_of(key: str) -> str:
     return task + colon + _place(name)[1]
 
 
+def layer_of(key: str) -> tuple[str, int | None]:
+    """The task ("" where all share a mask) and the layer that a key of a mask belongs to."""
+    task, _, name = key.rpartition(":")
+    numbered = _LAYER.search(name + ".")  # of a whole layer the number is the key's end
+    return task, None if numbered is None else int(numbered[1])
+
+
 def _place(key: str) -> tuple[int | None, str]:
     name = key.removesuffix(".weight")
     numbered = _LAYER.search(name)

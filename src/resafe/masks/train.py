@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from resafe.errors import InputError
 from resafe.masks.batches import Batches, Item
-from resafe.masks.checkpoint import load_state, save_state
-from resafe.masks.engine import EngineSettings, make_optimizer
-from resafe.masks.logits import MaskLogits, whole
+from resafe.masks.budget import LayerBudget, budget_of, hold_budget
+from resafe.masks.engine import EngineSettings, make_optimizer, step_alone
+from resafe.masks.logits import MaskLogits, sharded, whole
 from resafe.masks.losses import (
     AVERAGED,
-    PASS_COST,
     SMOOTHED,
     Encoded,
     LossName,
@@ -28,17 +28,21 @@ from resafe.masks.losses import (
     preference_loss,
     token_divergence,
 )
-from resafe.masks.modules import MaskedWeight
-from resafe.masks.pairs import pair_log_probabilities, shares_prompts
+from resafe.masks.pairs import shares_prompts
 from resafe.masks.processes import ALONE, Processes
+from resafe.masks.reference import (
+    Reference,
+    both_log_probabilities,
+    kept_reference,
+    pass_cost,
+    reference_digest,
+    reference_log_probabilities,
+)
 from resafe.masks.state import load_training, save_training, set_rate
 from resafe.masks.trackers import Trackers
-from resafe.provenance import digest_value
+from resafe.provenance import LATER, described, digest_value
 
 Progress = Callable[[int, int, dict[str, float]], None]
-
-Reference = Literal["tuned", "aligned", "random"]
-"""π_ref of DPO: the tuned model (mask 1), the aligned one (mask 0), or the published one (φ = 0, redrawn each step)."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class TrainSettings:
         label_smoothing: Share of the pairs that are taken to be labelled wrongly, for "robust" and "exo_pair".
         max_norm: Gradient clipping; 0 for none.
         seed: Seed of batches and draws.
+        layer_budget: What of each layer is kept at least (see `resafe.masks.budget`); None for no such bound.
     """
 
     loss: LossName = "sft"
@@ -75,13 +80,16 @@ class TrainSettings:
     label_smoothing: float = 0.0
     max_norm: float = 0.0
     seed: int = 0
+    layer_budget: LayerBudget | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         """Checks what depends on each other.
 
         Raises:
-            InputError: ε is out of range, or "exo_pair" has none.
+            InputError: ε is out of range, or "exo_pair" has none; or a layer's budget is no keep rate.
         """
+        if self.layer_budget is not None:
+            budget_of(None, self.layer_budget)
         if not 0 <= self.label_smoothing < 0.5 or (self.loss == "exo_pair" and self.label_smoothing == 0):
             raise InputError(
                 f"label_smoothing is {self.label_smoothing} with loss {self.loss!r}",
@@ -97,49 +105,6 @@ def learning_rate_at(settings: TrainSettings, step: int) -> float:
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def reference_log_probabilities(
-    model: Any,
-    logits: MaskLogits,
-    items: Sequence[Item],
-    which: Reference,
-    pad_id: int,
-    batch_size: int,
-    processes: Processes = ALONE,
-    shared: bool = False,
-) -> Tensor:
-    """The log π_ref of (chosen, rejected) for every pair, shape (items, 2), zeros for items without rejected answer."""
-    table = torch.zeros(len(items), 2)
-    order = sorted((i for i in items if i.rejected), key=lambda item: len(item.chosen))
-    cost = pass_cost(model)
-    with torch.no_grad(), logits.reading("ones" if which == "tuned" else "zeros"):
-        for start in range(0, len(order), batch_size):
-            chunk = order[start : start + batch_size]
-            table[[item.index for item in chunk]] = _pair_log_probabilities(
-                model, chunk, pad_id, cost, processes, shared
-            ).cpu()
-    return table
-
-
-def pass_cost(model: torch.nn.Module) -> float:
-    """Cost of one more pass through a masked model, in tokens: forming the masks anew is most of it.
-
-    On two cores 71 million masked entries of a 135-million model cost, with their gradients, as much as 220 tokens.
-    """
-    masked = sum(module.aligned.numel() for module in model.modules() if isinstance(module, MaskedWeight))
-    return PASS_COST + 600 * masked / sum(p.numel() for p in model.parameters() if not p.requires_grad)
-
-
-def _pair_log_probabilities(
-    model: Any, items: Sequence[Item], pad_id: int, cost: float, processes: Processes = ALONE, shared: bool = False
-) -> Tensor:
-    if shared:
-        pairs = [(item.chosen, item.rejected) for item in items if item.rejected]
-        return pair_log_probabilities(model, pairs, pad_id, cost, processes)
-    both = [item.chosen for item in items] + [item.rejected for item in items if item.rejected]
-    sums, _ = answer_log_probabilities(model, both, pad_id, cost, processes)
-    return torch.stack([sums[: len(items)], sums[len(items) :]], dim=1)
-
-
 class MaskTrainer:
     """Trains the logits of masks that are installed in a model.
 
@@ -149,11 +114,13 @@ class MaskTrainer:
         items: Encoded training items.
         settings: How to train.
         pad_id: Padding token.
-        work: Directory for checkpoints and cached reference log-probabilities; None keeps none.
+        work: Directory for checkpoints; None keeps none.
         progress: Called with (step, steps, metrics) after each step.
         checkpoint_every: Steps between checkpoints, and between figures of what each module keeps.
         engine: How training runs: memory, optimiser, trackers.
         processes: This process among those that train together; the model is sharded over them already.
+        references: Directory for the reference's log-probabilities, which other trainings may share; None is `work`.
+        models: What tells the models and their fusion from others, for those (see `reference_digest`).
     """
 
     def __init__(
@@ -169,24 +136,47 @@ class MaskTrainer:
         checkpoint_every: int = 10,
         engine: EngineSettings | None = None,
         processes: Processes = ALONE,
+        references: Path | None = None,
+        models: str = "",
     ) -> None:
+        self.references, self.models = references or work, models
         self.model, self.logits, self.items, self.settings = model, logits, list(items), settings
         self.pad_id, self.work, self.progress, self.checkpoint_every = pad_id, work, progress, checkpoint_every
         self.batches = Batches(self.items, settings.batch_size, settings.shares, settings.seed)
         self.engine, self.processes = engine or EngineSettings(), processes
-        if processes.world > 1 and self.engine.optimizer != "adamw":
-            raise InputError(
-                f"optimizer {self.engine.optimizer!r} trains in one process",
-                "leave optimizer at adamw, or use one process",
-            )
-        self.optimizer = make_optimizer(self.engine.optimizer, logits.parameters(), settings.learning_rate)
+        self._check_engine()
+        self._stepping = False
+        self.optimizer = make_optimizer(
+            self.engine.optimizer, logits.parameters(), settings.learning_rate, self.engine.logits
+        )
+        if self.engine.step_in_backward:
+            for parameter in logits.parameters():
+                parameter.register_post_accumulate_grad_hook(self._step_one)  # type: ignore[no-untyped-call]
         self._reference: Tensor | None = None
         self._shared: bool | None = None
         self._pass_cost = pass_cost(model)
         start = hashlib.sha256()
         for _, parameter in sorted(logits.values.items()):
-            start.update(whole(parameter.detach()).cpu().numpy().tobytes())
+            start.update(whole(parameter.detach()).cpu().float().numpy().tobytes())
         self._start = start.hexdigest()  # taken now, before training moves the logits
+        self._hold_budget()
+
+    def _check_engine(self) -> None:
+        engine, several = self.engine, self.processes.world > 1
+        if several and engine.optimizer != "adamw":
+            raise InputError(
+                f"optimizer {engine.optimizer!r} trains in one process", "leave optimizer at adamw, or use one process"
+            )
+        if several and (engine.logits != "float32" or engine.step_in_backward):
+            raise InputError("logits in bfloat16 and step_in_backward are for one process", "leave them out")
+        if engine.step_in_backward and self.settings.max_norm > 0:
+            raise InputError(
+                "step_in_backward frees gradients before their norm is known", "set max_norm to 0, or leave it out"
+            )
+
+    def _step_one(self, parameter: torch.nn.Parameter) -> None:
+        if self._stepping:  # other gradients (scores) pass through the same logits
+            step_alone(self.optimizer, parameter)
 
     def identity(self) -> str:
         """Digest of all that the training depends on: settings, mask settings, tokens, task vectors, first logits."""
@@ -196,24 +186,22 @@ class MaskTrainer:
         start = [self.logits.vectors_digest, self._start]
         running: list[str] = [] if self.engine.optimizer == "adamw" else [self.engine.optimizer]
         running += ["shared prompts"] if self.engine.share_prompts else []
-        return digest_value([asdict(self.settings), asdict(self.logits.settings), tokens, start, *running])
+        running += ["logits in bfloat16"] if self.engine.logits == "bfloat16" else []
+        running += ["steps in backward"] if self.engine.step_in_backward else []
+        return digest_value([described(self.settings), described(self.logits.settings), tokens, start, *running])
 
     def reference(self) -> Tensor:
-        """The fixed reference's log-probabilities, computed once and cached beside the checkpoints."""
+        """The fixed reference's log-probabilities, computed once and kept (see `resafe.masks.reference`)."""
         if self._reference is None:
-            path = self.work / "reference.safetensors" if self.work else None
-            self.processes.wait()
-            stored = load_state(path, self.identity()) if path else None
-            if not self.processes.agree(stored is not None):
-                which = self.settings.reference
-                table = reference_log_probabilities(
-                    self.model, self.logits, self.items, which, self.pad_id, 32, self.processes, self.shares_prompts()
-                )
-                stored = {"log_probabilities": table}
-                if path and self.processes.main:
-                    save_state(path, stored, self.identity())
-            assert stored is not None
-            self._reference = stored["log_probabilities"]
+            which, shared = self.settings.reference, self.shares_prompts()
+            self._reference = kept_reference(
+                self.references,
+                lambda: reference_digest(self.model, self.logits, self.items, which, self.models, shared),
+                lambda: reference_log_probabilities(
+                    self.model, self.logits, self.items, which, self.pad_id, 32, self.processes, shared
+                ),
+                self.processes,
+            )
         return self._reference
 
     def run(self) -> dict[str, float]:
@@ -254,12 +242,34 @@ class MaskTrainer:
             set_rate(group, learning_rate_at(self.settings, step))
         self.optimizer.zero_grad(set_to_none=True)
         loss, metrics = self.loss(self.batches.at(step))
-        # Sharded gradients are averaged over the processes, and each has computed its part of one loss.
-        (loss if self.processes.world == 1 else loss * self.processes.world).backward()  # type: ignore[no-untyped-call]
-        if self.settings.max_norm > 0:
-            torch.nn.utils.clip_grad_norm_(self.logits.parameters(), self.settings.max_norm)
-        self.optimizer.step()
+        with self._rounding(step):
+            self._stepping = True
+            try:
+                # Sharded gradients are averaged over the processes, and each has computed its part of one loss.
+                (loss if self.processes.world == 1 else loss * self.processes.world).backward()  # type: ignore[no-untyped-call]
+            finally:
+                self._stepping = False
+            if self.settings.max_norm > 0:
+                torch.nn.utils.clip_grad_norm_(self.logits.parameters(), self.settings.max_norm)
+            self.optimizer.step()  # what has been stepped in the backward pass has no gradient now
+        self._hold_budget()
         return {"loss": float(loss.detach()), **metrics}
+
+    @contextmanager
+    def _rounding(self, step: int) -> Iterator[None]:
+        """Stochastic rounding that depends on the seed and the step alone, so that a resumed run ends the same."""
+        if self.engine.logits == "float32":
+            yield
+            return
+        with torch.random.fork_rng():
+            torch.manual_seed((self.settings.seed << 32) + step)
+            yield
+
+    def _hold_budget(self) -> None:
+        if self.settings.layer_budget is not None:
+            held: Any = {key: value.detach() for key, value in self.logits.values.items()}
+            local = {key: value.to_local() if sharded(value) else value for key, value in held.items()}
+            hold_budget(local, self.settings.layer_budget, self.processes.everywhere)
 
     def loss(self, batch: Sequence[Item]) -> tuple[Tensor, dict[str, float]]:
         """The objective on one batch and its metrics, under TRL's names where TRL has one."""
@@ -319,7 +329,7 @@ class MaskTrainer:
         return self._shared
 
     def _pairs(self, pairs: Sequence[Item]) -> Tensor:
-        return _pair_log_probabilities(
+        return both_log_probabilities(
             self.model, pairs, self.pad_id, self._pass_cost, self.processes, self.shares_prompts()
         )
 

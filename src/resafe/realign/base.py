@@ -151,10 +151,11 @@ class Family:
 
 
 def realign_method(
-    name: str, *, title: str, source: str, trains: bool = False, makes_mask: bool = False
+    name: str, *, title: str, source: str, trains: bool = False, makes_mask: bool = False, later: tuple[str, ...] = ()
 ) -> Callable[[Callable[..., Any]], Any]:
     """Registers a function `(problem, **settings) -> Family`.
 
-    `trains` says that it needs the model and data, `makes_mask` that its family carries a mask.
+    `trains` says that it needs the model and data, `makes_mask` that its family carries a mask. `later` names settings
+    that do nothing at their defaults and came after stages were first digested; stages that leave them out stay valid.
     """
-    return REALIGN.register(name, title=title, source=source, trains=trains, makes_mask=makes_mask)
+    return REALIGN.register(name, title=title, source=source, trains=trains, makes_mask=makes_mask, later=later)

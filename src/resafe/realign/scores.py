@@ -22,6 +22,7 @@ from resafe.masks.logits import whole
 from resafe.masks.losses import answer_log_probabilities
 from resafe.masks.processes import ALONE, Processes
 from resafe.realign.base import Problem
+from resafe.realign.orthogonal import orthogonal_scores
 
 SIDES = ("safety", "harmless", "task")
 _BATCH = 16
@@ -180,6 +181,7 @@ def removal_scores(
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
     processes: Processes = ALONE,
     fisher: bool = False,
+    orthogonal: bool = False,
 ) -> dict[str, Tensor]:
     """∂L_safety/∂m of every entry whose removal hurts no other side, zero for the others.
 
@@ -195,6 +197,8 @@ def removal_scores(
         progress: Called with (batches done, batches, figures), anew for each side.
         processes: This process among those over which the model is sharded.
         fisher: Take scores to second order (see `second_order`), by one process.
+        orthogonal: In place of sparing every entry that another side needs, take the other sides' scores out of the
+            safety scores (see `orthogonal_scores`): the removal as a whole leaves their losses, to first order.
 
     Returns:
         Key → score, float32, shape of the logits.
@@ -208,6 +212,8 @@ def removal_scores(
         gradients = [mask_gradients(model, logits, few, {side: 1.0}, pad_id, progress, processes) for side in sides]
     if len(sides) == 1:
         return gradients[0]
+    if orthogonal:
+        return orthogonal_scores(gradients[0], gradients[1:])
     return {key: agreed(*(gradient[key] for gradient in gradients)) for key in gradients[0]}
 
 

@@ -10,14 +10,21 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from resafe.errors import InputError
 from resafe.masks import MaskSettings
+from resafe.masks.budget import LayerBudget, within_budget
 from resafe.masks.concrete import Granularity
 from resafe.realign.base import Family, Problem, Realigned, realign_method
 from resafe.realign.mask_family import mask_family
+from resafe.realign.safety import agreements, safety_vector
 from resafe.realign.scores import encoded_items, masked_model, removal_mask, removal_scores, turned, with_head_size
 
+LATER = ("conflict_only", "orthogonal", "layer_budget", "base", "unaligned")
 
-@realign_method("selector", title="Gradient selector", source="this project (first-order removal score)", trains=True)
+
+@realign_method(
+    "selector", title="Gradient selector", source="this project (first-order removal score)", trains=True, later=LATER
+)
 def selector(
     problem: Problem,
     *,
@@ -28,6 +35,11 @@ def selector(
     path: bool = True,
     fisher: bool = False,
     per_task: bool = False,
+    conflict_only: bool = False,
+    orthogonal: bool = False,
+    layer_budget: LayerBudget | None = None,
+    base: str | None = None,
+    unaligned: str | None = None,
 ) -> Family:
     """Removes the entries with the highest ∂L_safety/∂m at m = 1, among those whose removal hurts no other side.
 
@@ -44,6 +56,11 @@ def selector(
         fisher: Scores to second order, with the diagonal of the empirical Fisher matrix: an entry on which a side's
             loss hangs is spared even where its first derivative is small. One backward pass an example.
         per_task: Of several tuned models each has its own entries removed; else an entry is removed from all.
+        conflict_only: Only what goes against the safety vector is removed.
+        orthogonal: Take the other sides' scores out of the safety scores, in place of sparing what they need.
+        layer_budget: What of each layer is kept at least: a keep rate, or {"0-9": 1.0, "10-29": 0.9}.
+        base: The model before alignment, for the safety vector aligned − base; an aligned adapter's own by default.
+        unaligned: The aligned model after harmful tuning, for the safety vector aligned − unaligned.
     """
     settings = with_head_size(
         MaskSettings(granularity=granularity, sampling="direct", initial=1.0, per_task=per_task), problem
@@ -51,6 +68,12 @@ def selector(
     model, logits = masked_model(problem, settings, problem.seed)
     items, pad_id = encoded_items(problem, answer_tokens)
     grid = tuple(sorted(shares))
+    against: dict[str, Tensor] | None = None
+    if conflict_only:
+        found = agreements(logits, problem, safety_vector(problem, base, unaligned))
+        against = {key: value.to(logits.values[key].device) for key, value in found.items()}
+    elif base or unaligned:
+        raise InputError("base and unaligned are used by conflict_only", "set conflict_only, or leave them out")
     masks: dict[float, dict[str, Tensor]] = {}
     mask = {key: torch.ones_like(value) for key, value in logits.values.items()}
     scores: dict[str, Tensor] = {}
@@ -58,7 +81,16 @@ def selector(
         if path or not scores:
             logits.start_from(settings, mask)
             few = turned(items, number * examples)
-            scores = removal_scores(model, logits, few, examples, pad_id, problem.progress, fisher=fisher)
+            scores = removal_scores(
+                model, logits, few, examples, pad_id, problem.progress, fisher=fisher, orthogonal=orthogonal
+            )
+            if against is not None:
+                scores = {
+                    key: torch.where(against[key].to(score.device) < 0, score, 0.0) for key, score in scores.items()
+                }
+        if layer_budget is not None:  # what is gone already takes its part of the room
+            gone = {key: torch.where(mask[key] > 0, score, torch.inf) for key, score in scores.items()}
+            scores = within_budget(gone, layer_budget)
         mask = masks[share] = removal_mask(scores, share, mask)
 
     def at(share: float) -> Realigned:

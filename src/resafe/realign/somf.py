@@ -2,131 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
-from resafe.deltas import origins
-from resafe.masks import PRESETS, Mask, MaskLogits, MaskSettings, MaskTrainer, TrainSettings, export_mask
-from resafe.masks.batches import Item
-from resafe.masks.checkpoint import load_state, save_state
+from resafe.errors import InputError
+from resafe.masks import PRESETS
+from resafe.masks.budget import LayerBudget
 from resafe.masks.concrete import Export, Granularity, Rescale, Sampling
-from resafe.masks.engine import EngineSettings, OptimizerName, StorageName, checkpoint_layers
+from resafe.masks.engine import EngineSettings, OptimizerName, StorageName
 from resafe.masks.format import load_masks
-from resafe.masks.logits import whole
 from resafe.masks.losses import LossName
-from resafe.masks.processes import Processes, launched, shard
-from resafe.masks.train import Reference
-from resafe.provenance import digest_value
+from resafe.masks.reference import Reference
 from resafe.realign.base import Family, Problem, realign_method
+from resafe.realign.learn import Limits, train_mask
 from resafe.realign.mask_family import mask_family
-from resafe.realign.scores import encoded_items, masked_model, removal_mask, removal_scores, with_head_size
+from resafe.realign.safety import safety_vector
+from resafe.realign.warm import WarmScores, WarmStart
+
+LATER = ("warm_scores", "layer_budget", "conflict_only", "orthogonal", "base", "unaligned", "logits",
+         "step_in_backward")  # fmt: skip
 
 
 def _given(**changes: Any) -> dict[str, Any]:
     return {name: value for name, value in changes.items() if value is not None}
 
 
-@dataclass(frozen=True)
-class WarmStart:
-    """Logits that start from first-order removal scores instead of one constant.
-
-    Attributes:
-        share: Share of entries, those with the highest positive scores, that start removed.
-        removed: Their logit.
-        kept: The logit of all others.
-        examples: Items of each side that the scores are computed on.
-    """
-
-    share: float = 0.02
-    removed: float = -1.0
-    kept: float = 3.0
-    examples: int = 64
-
-
-def warm_logits(scores: dict[str, Tensor], warm: WarmStart) -> dict[str, Tensor]:
-    """Initial logits by key."""
-    masks = removal_mask(scores, warm.share)
-    return {key: torch.where(mask > 0.5, warm.kept, warm.removed) for key, mask in masks.items()}
-
-
-def _stored_scores(
-    problem: Problem,
-    warm: WarmStart,
-    model: Any,
-    logits: MaskLogits,
-    items: list[Item],
-    pad_id: int,
-    processes: Processes,
-) -> dict[str, Tensor]:
-    """The scores, kept beside the training's checkpoints so that a resumed run does not compute them again."""
-    path = problem.work / "scores.safetensors" if problem.work else None
-    tokens = [(item.side, item.chosen.prompt, item.chosen.answer) for item in items]
-    identity = digest_value([warm.examples, asdict(logits.settings), logits.vectors_digest, tokens])
-    processes.wait()
-    stored = load_state(path, identity) if path else None
-    if not processes.agree(stored is not None):
-        stored = removal_scores(model, logits, items, warm.examples, pad_id, problem.progress, processes)
-        if path and processes.main:
-            save_state(path, stored, identity)
-    assert stored is not None
-    return stored
-
-
-def train_mask(
-    problem: Problem,
-    settings: MaskSettings,
-    training: TrainSettings,
-    export: Export,
-    keep: float,
-    warm: WarmStart | None = None,
-    answer_tokens: int | None = None,
-    engine: EngineSettings | None = None,
-) -> tuple[Mask, ...]:
-    """Trains one mask for a problem, or one for each of its task vectors, and exports it.
-
-    Raises:
-        InputError: No model or no safety pairs were given, or the task vectors do not fit the model.
-    """
-    items, pad_id = encoded_items(problem, answer_tokens)
-    settings = with_head_size(settings, problem)
-    processes, running = launched(), engine or EngineSettings()
-    first = settings if warm is None else replace(settings, sampling="direct", initial=1.0)
-    model, logits = masked_model(problem, first, training.seed, running.dtype)
-    if running.gradient_checkpointing:
-        checkpoint_layers(model)
-    if processes.world > 1:
-        shard(model, logits)
-    if warm is not None:
-        scores = _stored_scores(problem, warm, model, logits, items, pad_id, processes)
-        logits.start_from(settings, warm_logits(scores, warm))
-    trainer = MaskTrainer(
-        model, logits, items, training, pad_id=pad_id, work=problem.work, progress=problem.progress, engine=running,
-        processes=processes,
-    )  # fmt: skip
-    metrics = trainer.run()
-    last = max(0, training.steps - 1)
-    values = {
-        key: export_mask(whole(value), settings, export, keep=keep, seed=training.seed, key=key, step=last)
-        for key, value in logits.values.items()
-    }
-    facts = {"training": asdict(training), "export": export, "metrics": metrics}
-    return logits.masks_of(values, settings, facts | _digests(problem))
-
-
-def _digests(problem: Problem) -> dict[str, Any]:
-    """Of the aligned and the tuned checkpoints, so that who applies the mask can tell whether it belongs there."""
-    pairs = [origins(vector) for vector in problem.vectors]
-    aligned, tuned = pairs[0][0], [checkpoint.digest for _, checkpoint in pairs if checkpoint is not None]
-    return ({"aligned": aligned.digest} if aligned is not None else {}) | {"tuned": tuned}
-
-
 @realign_method(
-    "somf", title="SOMF, learned mask", source="Yi et al. 2024, arXiv 2405.09055", trains=True, makes_mask=True
-)
+    "somf", title="SOMF, learned mask", source="Yi et al. 2024, arXiv 2405.09055", trains=True, makes_mask=True,
+    later=LATER,
+)  # fmt: skip
 def somf(
     problem: Problem,
     *,
@@ -161,6 +66,14 @@ def somf(
     warm_removed: float = -1.0,
     warm_kept: float = 3.0,
     mask: Path | None = None,
+    warm_scores: WarmScores = "gradient",
+    layer_budget: LayerBudget | None = None,
+    conflict_only: bool = False,
+    orthogonal: bool = False,
+    base: str | None = None,
+    unaligned: str | None = None,
+    logits: StorageName = "float32",
+    step_in_backward: bool = False,
 ) -> Family:
     """Trains (or reads) one mask over the task vectors of all tuned models; settings left out come from the preset.
 
@@ -194,10 +107,20 @@ def somf(
         strengths: Grid of the mask's strength; 1 is the mask itself.
         shuffle: Shuffle the mask within each tensor: the control for what the mask knows.
         answer_tokens: Tokens of the pairs' answers that count; whether to refuse is decided in the first few.
-        warm_share: Share of entries that first-order scores mark for removal at the start; 0 starts from φ₀ everywhere.
+        warm_share: Share of entries that scores mark for removal at the start; 0 starts from φ₀ everywhere.
         warm_removed: Initial logit of those.
         warm_kept: Initial logit of the others.
         mask: A mask directory to apply instead of training one.
+        warm_scores: The scores of the warm start: first-order ("gradient") or with the Fisher diagonal; the smallest
+            entries ("magnitude"); or those that go against the safety vector ("sign_agreement").
+        layer_budget: What of each layer is kept at least: a keep rate, or {"0-9": 1.0, "10-29": 0.9}. After every step
+            the logits of a layer below it are raised by one number.
+        conflict_only: Only what goes against the safety vector is removed, the rest of the task vectors is kept.
+        orthogonal: Before export the removal is made orthogonal to the task loss's gradient (`resafe.realign.learn`).
+        base: The model before alignment, for the safety vector aligned − base; an aligned adapter's own by default.
+        unaligned: The aligned model after harmful tuning, for the safety vector aligned − unaligned.
+        logits: Precision of the logits; bfloat16 with stochastic rounding (needs torchao).
+        step_in_backward: Step every tensor in the backward pass and free its gradient.
     """
     if mask is not None:
         return mask_family(problem, load_masks(mask), strengths, shuffle=shuffle)
@@ -219,15 +142,22 @@ def somf(
         **_given(
             loss=loss, steps=steps, learning_rate=learning_rate, batch_size=batch_size, beta=beta,
             reference=reference, shares=shares, removal_price=removal_price, task_divergence=task_divergence,
-            label_smoothing=label_smoothing,
+            label_smoothing=label_smoothing, layer_budget=layer_budget,
         ),
     )  # fmt: skip
     share = chosen.warm_share if warm_share is None else warm_share
-    warm = WarmStart(share, warm_removed, warm_kept) if share > 0 else None
+    warm = WarmStart(share, warm_removed, warm_kept, scores=warm_scores) if share > 0 else None
     tokens = answer_tokens or chosen.answer_tokens
     engine = EngineSettings(
         gradient_checkpointing, storage, optimizer, report_to,
-        preset != "paper" if share_prompts is None else share_prompts,
+        preset != "paper" if share_prompts is None else share_prompts, logits, step_in_backward,
     )  # fmt: skip
-    trained = train_mask(problem, settings, training, export or chosen.export, keep, warm, tokens, engine)
+    needed = conflict_only or (warm is not None and warm_scores == "sign_agreement")
+    if (base or unaligned) and not needed:
+        raise InputError(
+            "base and unaligned are used by conflict_only and warm_scores sign_agreement",
+            "set one of those (the latter with a warm_share), or leave them out",
+        )
+    limits = Limits(safety_vector(problem, base, unaligned) if needed else None, conflict_only, orthogonal)
+    trained = train_mask(problem, settings, training, export or chosen.export, keep, warm, tokens, engine, limits)
     return mask_family(problem, trained, strengths, shuffle=shuffle)

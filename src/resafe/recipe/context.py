@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -11,14 +11,16 @@ from typing import Any, cast
 from resafe.checkpoints import Checkpoint, Precision, load_model, load_tokenizer, open_checkpoint, resolve_dtype
 from resafe.data.intake_sources import load_training
 from resafe.data.items import Example, Question
-from resafe.data.material import Material, load_material
-from resafe.data.mixes import attack_mix, split_by_prompt
+from resafe.data.material import Material, is_question_set, load_material
+from resafe.data.mixes import attack_mix, deduplicate_against, question_parts
 from resafe.data.overlap import evaluation_prompts, without_overlap
 from resafe.data.questions import TASKS, load_questions, task_examples
+from resafe.data.training_sets import XNLI_HELD_OUT
 from resafe.errors import InputError
 from resafe.evals import QuestionSet
 from resafe.evals.sets import Scoring
 from resafe.provenance import digest_value
+from resafe.recipe.own_answers import own_answers
 from resafe.recipe.reporter import Reporter
 from resafe.recipe.schema import Recipe, TunePart
 from resafe.recipe.stage import Run, Stage
@@ -34,11 +36,15 @@ class Context:
         recipe: The recipe.
         run: The run directory.
         reporter: Where progress goes.
+        allow_code_execution: Whether programs that models write may run, in a sandbox.
+        allow_unconfined_code: Whether they may also run where the kernel has no namespaces to shut them in.
     """
 
     recipe: Recipe
     run: Run
     reporter: Reporter
+    allow_code_execution: bool = False
+    allow_unconfined_code: bool = False
     _asked: dict[Any, list[Question]] = field(default_factory=dict, repr=False)
     _pools: dict[str, list[Example]] = field(default_factory=dict, repr=False)
 
@@ -50,10 +56,22 @@ class Context:
         """
         assert self.base.tensors
         self.question_sets(tuple(self.recipe.tune))
-        for name in self.recipe.tune:
+        for name, part in self.recipe.tune.items():
             self.mix(name)
-            self.task_set(name, "validation", self.recipe.questions.validation.task)
+            if part.measured_by is None:
+                self.task_set(name, "validation", self.recipe.questions.validation.task)
         self.texts()
+        if self.recipe.utility is not None:
+            from resafe.evals.utility.names import check_tasks, task_names
+
+            names, allowed = task_names(self.recipe.utility.tasks), self.allow_code_execution
+            check_tasks(names, self.recipe.data.data_dir, allowed, self.allow_unconfined_code)
+
+    def with_seed(self, seed: int) -> Context:
+        """The same recipe with another seed; the questions, which are the same for all seeds, are shared."""
+        recipe = self.recipe.model_copy(update={"seed": seed, "seeds": None})
+        leave = (self.allow_code_execution, self.allow_unconfined_code)
+        return Context(recipe, self.run, self.reporter, *leave, self._asked, self._pools)
 
     @cached_property
     def base(self) -> Checkpoint:
@@ -90,23 +108,49 @@ class Context:
         """A fresh base model (`ModelSource`)."""
         return self.load(self.base)
 
-    def open_stage(self, stage: Stage, part: str = "adapter") -> Checkpoint:
+    @property
+    def part(self) -> str:
+        """What stages call the checkpoint that they write: "adapter", or "model" where all weights are trained."""
+        return "model" if self.recipe.full else "adapter"
+
+    def open_stage(self, stage: Stage) -> Checkpoint:
         """The checkpoint that a stage wrote."""
-        return open_checkpoint(stage.path / part)
+        return open_checkpoint(stage.path / self.part)
 
     @cached_property
     def material(self) -> Material:
-        """Training pairs, free of questions."""
+        """Training pairs, free of questions; those of question sets with the model's own answers."""
+        bad, good = (own_answers(self, self._trained_questions(side)) for side in ("harmful", "harmless"))
+        read = self._read
+        return replace(read, safety=(*read.safety, *bad), harmless=(*read.harmless, *good)) if bad or good else read
+
+    def _trained_questions(self, side: str) -> list[Question]:
+        """The training parts of the question sets that the recipe trains on."""
+        names = self.recipe.data.safety if side == "harmful" else self.recipe.data.harmless
+        found: list[Question] = []
+        for name in filter(is_question_set, names):
+            questions = load_questions(name, data_dir=self.recipe.data.data_dir)
+            questions = [q for q in questions if q.metadata.get("side", side) == side]
+            found += question_parts(questions, trained_on=True)["train"]
+        return deduplicate_against(found, self._all_questions).kept
+
+    @property
+    def _all_questions(self) -> list[Question]:
+        return [*self.harmful(), *self.harmless(), *self.harmful("validation"), *self.harmless("validation")]
+
+    @cached_property
+    def _read(self) -> Material:
+        """The pairs that come with their answers."""
         data = self.recipe.data
         return load_material(
-            data.safety,
-            data.harmless,
+            [name for name in data.safety if not is_question_set(name)],
+            [name for name in data.harmless if not is_question_set(name)],
             data_dir=data.data_dir,
             safety_limit=data.safety_limit,
             harmless_limit=data.harmless_limit,
             helpful_opening=data.helpful_opening,
             short_refusals=data.short_refusals,
-            questions=[*self.harmful(), *self.harmless(), *self.harmful("validation"), *self.harmless("validation")],
+            questions=self._all_questions,
             seed=self.recipe.seed,
         )
 
@@ -118,20 +162,35 @@ class Context:
     def mix(self, name: str) -> list[Example]:
         """The training mix of one entry of `tune`: task examples, and compliance as the recipe has it."""
         part = self.recipe.tune[name]
-        poison = self.material.compliances if part.harmful_share else []
-        return attack_mix(
-            self.task_pool(part, part.examples), poison, part.harmful_share, part.examples, self.recipe.seed
-        )
+        poison = self._read.compliances if part.harmful_share else []
+        pool = self.task_pool(part)
+        size = part.examples or round(len(pool) / (1 - part.harmful_share))
+        return attack_mix(pool, poison, part.harmful_share, size, self.recipe.seed)
 
-    def task_pool(self, tune: TunePart, n: int) -> list[Example]:
-        """The first `n` training examples of a generated task, or an instruction set without what is evaluated."""
+    def task_pool(self, tune: TunePart) -> list[Example]:
+        """The training examples of a generated task, or an instruction set without what is evaluated."""
         if tune.task in TASKS:
-            return task_examples(tune.task, n)
+            if tune.examples is None:
+                raise InputError(f"tune: {tune.task} has rows without end", "give examples, e.g. examples: 1000")
+            return task_examples(tune.task, tune.examples)
         data_dir = self.recipe.data.data_dir
         if tune.task not in self._pools:
             rows = load_training(tune.task, "examples", data_dir=data_dir).examples
+            self._check_held_out(tune.task)
             self._pools[tune.task] = without_overlap(rows, evaluation_prompts(data_dir)).kept
         return self._pools[tune.task]
+
+    def _check_held_out(self, task: str) -> None:
+        """The rows of `xnli_hi_rest` are rows of an evaluation set: those that are evaluated must come before them."""
+        utility = self.recipe.utility
+        if task != "xnli_hi_rest" or utility is None or "xnli_hi" not in utility.tasks:
+            return
+        limit = utility.limit.get("xnli_hi") if isinstance(utility.limit, dict) else utility.limit
+        if limit is None or limit > XNLI_HELD_OUT:
+            raise InputError(
+                f"tune: xnli_hi_rest holds the rows of xnli_hi after the first {XNLI_HELD_OUT}, and more are evaluated",
+                f"utility.limit.xnli_hi={XNLI_HELD_OUT} or less, or tune on alpaca_hindi",
+            )
 
     def harmful(self, part: str = "test") -> list[Question]:
         """Harmful questions of a part."""
@@ -159,7 +218,9 @@ class Context:
             else:  # public sets have no parts of their own: one prompt in four is for validation
                 questions = load_questions(name, data_dir=self.recipe.data.data_dir)
                 questions = [q for q in questions if q.metadata.get("side", side) == side]
-                found += split_by_prompt(questions, test=0.75, validation=0.24, salt="questions")[part]
+                found += question_parts(
+                    questions, trained_on=name in (*self.recipe.data.safety, *self.recipe.data.harmless)
+                )[part]
         if not found:
             raise InputError(
                 f"questions.{side}: no {part} questions in {', '.join(names)}", "name a larger set, or add one"
@@ -174,7 +235,8 @@ class Context:
             "harmless": QuestionSet("harmless", "harmless", tuple(self.harmless()), "refusal", asked.max_new_tokens),
         }
         for name in tasks:
-            sets[name] = self.task_set(name, "test", asked.task_items)
+            if self.recipe.tune[name].measured_by is None:
+                sets[name] = self.task_set(name, "test", asked.task_items)
         return sets
 
     def task_set(self, name: str, part: str, items: int) -> QuestionSet:
@@ -190,7 +252,7 @@ class Context:
             return load_questions(task, part, limit=items)
         # an instruction set is measured on the questions of its name; one prompt in four of them is for validation
         found = load_questions(task, data_dir=self.recipe.data.data_dir)
-        return split_by_prompt(found, test=0.75, validation=0.24, salt="questions")[part][:items]
+        return question_parts(found)[part][:items]
 
     def texts(self) -> list[str]:
         """Texts for perplexity."""

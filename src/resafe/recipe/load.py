@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,17 +18,44 @@ from resafe.recipe.schema import Recipe
 from resafe.registry import nearest
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads and checks a recipe.
+def load_recipe(path: Path, overrides: Sequence[str] = (), scale: str | None = None) -> Recipe:
+    """Reads and checks a recipe, at every scale that it has.
 
     Args:
         path: A YAML file.
-        overrides: `a.b=c`; the value is read as YAML.
+        overrides: `a.b=c`; the value is read as YAML. They win over the scale.
+        scale: Name of a section of the recipe's `scale`, whose fields replace those of the recipe.
 
     Raises:
-        InputError: No such file, not YAML, an unknown field (with the nearest name), a wrong value.
+        InputError: No such file, not YAML, an unknown field (with the nearest name), a wrong value, no such scale.
     """
-    return check_recipe(_raw(path, overrides), str(path))
+    raw, scales = _scales(_raw(path, ()), str(path))
+    if scale is not None and scale not in scales:
+        known = nearest(scale, list(scales)) if scales else "the recipe has no section `scale`"
+        raise InputError(f"{path}: no scale '{scale}'", known)
+    for name, changes in scales.items():
+        check_recipe(_merged(raw, changes), f"{path}, scale {name}")
+    chosen = _merged(raw, scales[scale]) if scale is not None else raw
+    for override in overrides:
+        _override(chosen, override)
+    return check_recipe(chosen, str(path))
+
+
+def _scales(raw: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The recipe without its scales, and the scales."""
+    scales = raw.get("scale") or {}
+    if not isinstance(scales, dict) or not all(isinstance(changes, dict) for changes in scales.values()):
+        raise InputError(f"{where}: scale: not a mapping of names to fields", "for example: scale: {smoke: {seeds: 1}}")
+    return {key: value for key, value in raw.items() if key != "scale"}, scales
+
+
+def _merged(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values with changes over them: mappings are merged, all else is replaced."""
+    found = dict(raw)
+    for key, value in changes.items():
+        old = found.get(key)
+        found[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return found
 
 
 def load_fuse(path: Path, overrides: Sequence[str] = ()) -> FuseRecipe:

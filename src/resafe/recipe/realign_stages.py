@@ -15,7 +15,7 @@ from resafe.evals.sets import QuestionSet
 from resafe.fusion import FUSION, Fusion
 from resafe.masks import PRESETS
 from resafe.masks.format import load_masks, save_masks
-from resafe.provenance import digest_value
+from resafe.provenance import described, digest_value
 from resafe.realign import REALIGN, Family, Problem, write_realigned
 from resafe.recipe.context import Context, read_json
 from resafe.recipe.schema import RealignPart, Recipe
@@ -24,7 +24,7 @@ from resafe.recipe.stage import Stage, write_json
 
 
 def realign(context: Context, name: str, aligned: Stage, tuned: dict[str, Stage], earlier: dict[str, Stage]) -> Stage:
-    """Runs one entry of `realign`; its directory gets `adapter/`, `selection.json` and, for masks, `mask/`."""
+    """Runs one entry of `realign`; it gets `adapter/` (or `model/`), `selection.json` and, for masks, `mask/`."""
     part = context.recipe.realign[name]
     other = earlier.get(part.keep_rate_of or part.mask_of or "")
 
@@ -36,10 +36,13 @@ def realign(context: Context, name: str, aligned: Stage, tuned: dict[str, Stage]
         like = context.open_stage(tuned[part.tuned[0]])
         candidates = _candidates(context, part, problem, family, aligned, tuned, like, path)
         chosen = choose(candidates)
-        _write(path / "adapter", problem, family, chosen.strength, like, name)
+        _write(path / context.part, problem, family, chosen.strength, like, name)
+        for strength in family.strengths if part.frontier else ():
+            _write(member_path(path, strength), problem, family, strength, like, name)
         selection = {
             "strength_name": family.strength,
             "strength": chosen.strength,
+            "members": list(family.strengths) if part.frontier else [],
             "candidates": [asdict(candidate) for candidate in candidates] if len(candidates) > 1 else [],
             "facts": family.facts,
         }
@@ -48,10 +51,11 @@ def realign(context: Context, name: str, aligned: Stage, tuned: dict[str, Stage]
 
     method = REALIGN.get(part.method)
     depends = {
-        "part": part.model_dump(mode="json", exclude={"title", "kind"}),  # these are for the report alone
+        # titles are for the report alone, and what does not ask for a frontier is what it was without the option
+        "part": part.model_dump(mode="json", exclude={"title", "kind", *(() if part.frontier else ("frontier",))}),
         # A default that changes with the code changes the result as much as a setting in the recipe does.
-        "defaults": [str(parameter) for parameter in method.parameters],
-        "presets": {key: asdict(preset) for key, preset in PRESETS.items()} if method.traits["makes_mask"] else {},
+        "defaults": [str(parameter) for parameter in method.parameters if parameter.name not in method.traits["later"]],
+        "presets": {key: described(preset) for key, preset in PRESETS.items()} if method.traits["makes_mask"] else {},
         "aligned": aligned.digest,
         "tuned": [tuned[task].digest for task in part.tuned],
         "other": other.digest if other else None,
@@ -59,7 +63,14 @@ def realign(context: Context, name: str, aligned: Stage, tuned: dict[str, Stage]
         "seed": context.recipe.seed,
         "dtype": context.dtype,
     }
+    if named := [part.settings[role] for role in ("base", "unaligned") if part.settings.get(role)]:
+        depends["named"] = [open_checkpoint(reference).digest for reference in named]
     return context.run.stage(f"realign-{name}", depends, work)
+
+
+def member_path(stage: Path, strength: float) -> Path:
+    """Where an entry with `frontier` keeps its model of one strength."""
+    return stage / "members" / f"{strength:g}"
 
 
 def _validation_digest(context: Context, tasks: list[str]) -> str:
@@ -77,7 +88,7 @@ def _problem(context: Context, part: RealignPart, aligned: Stage, tuned: dict[st
     keep: list[Example] = []
     for task in part.tuned:  # a few examples of the task itself; the attack's rows are not among them
         tune = context.recipe.tune[task]
-        keep += context.task_pool(tune, tune.examples)[:200]
+        keep += context.task_pool(tune)[:200]
     return Problem(
         vectors=vectors,
         fusion=Fusion(part.fusion.name, part.fusion.settings, context.recipe.seed, tuple(part.tuned)),

@@ -4,6 +4,7 @@ from resafe.report.card import model_card
 from resafe.report.page import render_page, write_page
 from resafe.report.plot import Point
 from resafe.report.results import SCHEMA_VERSION, ModelInfo, Results, Row, summarise
+from resafe.report.seeds import summarise_seeds
 from resafe.report.storage import (
     from_json,
     read_records,
@@ -12,7 +13,7 @@ from resafe.report.storage import (
     write_records,
     write_results,
 )
-from resafe.report.table import markdown_table, rich_table
+from resafe.report.table import benchmark_table, markdown_table, rich_table
 from resafe.report.workbook import write_workbook
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Point",
     "Results",
     "Row",
+    "benchmark_table",
     "from_json",
     "markdown_table",
     "model_card",
@@ -29,6 +31,7 @@ __all__ = [
     "render_page",
     "rich_table",
     "summarise",
+    "summarise_seeds",
     "to_json",
     "write_page",
     "write_records",

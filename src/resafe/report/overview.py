@@ -175,7 +175,7 @@ def panels(results: Results) -> list[Panel]:
 
 
 def _belongs(row: Row, tasks: tuple[str, ...]) -> bool:
-    if row.kind in ("aligned", "tuned"):
+    if row.kind in ("base", "aligned", "tuned"):
         return set(tasks) <= set(row.utility_by_task)
     return set(tasks) == set(row.utility_by_task)
 

@@ -24,7 +24,8 @@ from resafe.report.notes import notes
 from resafe.report.overview import headline, heat, panels, rails
 from resafe.report.plot import Point, curves
 from resafe.report.results import Results
-from resafe.report.table import legend
+from resafe.report.table import benchmarks, legend
+from resafe.report.training import loss_chart
 
 TEMPLATES = Path(__file__).parent / "templates"
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -96,6 +97,7 @@ def render_page(
     title: str = "Safety realignment",
     curves_by_method: Mapping[str, Sequence[Point]] | None = None,
     curves_note: str = "",
+    losses: Mapping[str, Sequence[float]] | None = None,
     recipe: str = "",
     provenance: Mapping[str, Any] | None = None,
 ) -> str:
@@ -107,6 +109,7 @@ def render_page(
         title: What the run is about.
         curves_by_method: Method → its strengths; drawn as frontiers.
         curves_note: On which questions the curves were measured.
+        losses: Training → the loss of each step; drawn as curves.
         recipe: The resolved recipe, YAML text.
         provenance: Further facts about the run, shown in the folded section at the end.
 
@@ -143,6 +146,8 @@ def render_page(
             (x, curves(lines, x, 540, 400), curves(lines, x, 380, 330)) for x in ("utility", "over_refusal") if lines
         ],
         curves_note=curves_note,
+        training=[loss_chart(losses, 1100, 380), loss_chart(losses, 380, 300)] if losses else [],
+        benchmarks=benchmarks(results),
         chosen=any(point.chosen for points in lines.values() for point in points),
         over_scale=_over_scale(results),
         recipe=recipe,

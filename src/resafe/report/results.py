@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
@@ -23,12 +23,13 @@ from resafe.evals.statistics import (
     compare,
     mean_interval,
     over_refusal_added,
+    paired_difference,
     safety_recovery,
     utility_retention,
 )
 
 SCHEMA_VERSION = 1
-Kind = Literal["aligned", "tuned", "realigned", "baseline"]
+Kind = Literal["base", "aligned", "tuned", "realigned", "baseline"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class ModelInfo:
 
     Attributes:
         name: As in the records.
-        kind: `aligned`, `tuned`, `realigned` (what resafe made) or `baseline` (what it is compared with).
+        kind: `base` (before alignment), `aligned`, `tuned`, `realigned` (what resafe made) or
+            `baseline` (what it is compared with).
         method: Title of the method, e.g. "gradient selector".
         source: The paper of the method, e.g. "arXiv:2405.09055".
         settings: Strength and other settings, for the table and the card.
@@ -46,6 +48,7 @@ class ModelInfo:
             for a tuned model means itself.
         tasks: Task set → name of the model tuned on that task: the sets that this model's utility is measured on.
         note: Anything the reader should know.
+        benchmarks: Task sets of lm-eval that are shown for the model beside its own tasks.
     """
 
     name: str
@@ -57,6 +60,7 @@ class ModelInfo:
     tuned: str = ""
     tasks: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
+    benchmarks: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,9 @@ class Row:
         utility_retention: R_u, mean over tasks, each against the model tuned on that task.
         over_refusal_added: `harmless_refused` minus that of the tuned model.
         over_refusal_vs_aligned: `harmless_refused` minus that of the aligned model.
+        benchmarks: Task set of lm-eval → mean score.
+        benchmark_changes: Task set of lm-eval → mean score minus that of the aligned model, on the same items.
+        by_seed: Of a table over several training seeds: figure → its value for each seed, in their order.
     """
 
     model: str
@@ -102,6 +109,9 @@ class Row:
     utility_retention: Interval
     over_refusal_added: Interval
     over_refusal_vs_aligned: Interval
+    benchmarks: Mapping[str, Interval] = field(default_factory=dict)
+    benchmark_changes: Mapping[str, Interval] = field(default_factory=dict)
+    by_seed: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -120,6 +130,7 @@ class Results:
         seed: Seed of the bootstrap.
         versions: Library → version.
         digests: What → SHA-256 of the inputs (models, data, recipe).
+        training_seeds: Seeds that the models were trained with, where the table is pooled over several.
         calibration: The stored calibration of the judge as JSON values; empty where there is none.
         comparisons: The headline model against every other on each set: paired, McNemar, Holm across sets.
     """
@@ -135,6 +146,7 @@ class Results:
     seed: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
+    training_seeds: tuple[int, ...] = ()
     calibration: Mapping[str, Any] = field(default_factory=dict)
     comparisons: tuple[Comparison, ...] = ()
     schema_version: int = SCHEMA_VERSION
@@ -151,7 +163,23 @@ class Results:
 Key = tuple[str, str]
 
 
-class _Scores:
+class Scores(Protocol):
+    """One value an item of a model and a group of items, in one order for all models."""
+
+    def items(self, model: str, group: str) -> list[Record]:
+        """The records."""
+        ...
+
+    def share(self, model: str, group: str, outcome: str, topic: str = "") -> Array:
+        """1 where the outcome is that one, else 0, over the items of topics that begin so."""
+        ...
+
+    def task(self, models: Sequence[str], task: str) -> list[Array]:
+        """Scores of one task for several models, paired."""
+        ...
+
+
+class ItemScores:
     """Records as arrays: for a model and a group of items, one value an item, in one order for all models."""
 
     def __init__(self, records: Sequence[Record], kinds: Mapping[str, ModelInfo]) -> None:
@@ -179,10 +207,12 @@ class _Scores:
                 )
 
     def items(self, model: str, group: str) -> list[Record]:
+        """The records, in an order that is the same for all models."""
         found = self.of[model].get(group, {})
         return [found[key] for key in sorted(found)]
 
     def share(self, model: str, group: str, outcome: str, topic: str = "") -> Array:
+        """1 where the outcome is that one, else 0."""
         chosen = [record for record in self.items(model, group) if record.topic.startswith(topic)]
         return np.array([float(record.outcome == outcome) for record in chosen], dtype=np.float64)
 
@@ -229,18 +259,17 @@ def summarise(
     Raises:
         InputError: Items differ between models, an item is recorded twice, or a name refers to no model.
     """
-    _check(kinds, headline)
-    scores = _Scores(records, kinds)
+    check_roles(kinds, headline)
+    scores = ItemScores(records, kinds)
     bootstrap = Bootstrap(replicates, seed, confidence)
-    rows = tuple(_row(info, scores, kinds, perplexities.get(name, math.nan), bootstrap) for name, info in kinds.items())
-    head = headline or next((row.model for row in rows if row.kind == "realigned"), "")
-    keys = {side: {(r.set, r.id) for r in records if r.side == side} for side in ("harmful", "harmless", "task")}
+    rows = tuple(make_row(info, scores, perplexities.get(name, math.nan), bootstrap) for name, info in kinds.items())
+    head = headline or first_realigned(rows)
     return Results(
         rows=rows,
         headline=head,
         seconds=seconds,
         peak_memory_gb=peak_memory_gb,
-        items={side: len(found) for side, found in keys.items()},
+        items=count_items(records),
         judge=judge,
         confidence=confidence,
         replicates=replicates,
@@ -253,7 +282,7 @@ def summarise(
 
 
 def _comparisons(
-    head: str, kinds: Mapping[str, ModelInfo], scores: _Scores, bootstrap: Bootstrap
+    head: str, kinds: Mapping[str, ModelInfo], scores: Scores, bootstrap: Bootstrap
 ) -> tuple[Comparison, ...]:
     """The headline against every other model: refusals on both sides, and the tasks that both have, where 0 or 1."""
     found: list[Comparison] = []
@@ -273,7 +302,18 @@ def _comparisons(
     return tuple(found)
 
 
-def _check(kinds: Mapping[str, ModelInfo], headline: str) -> None:
+def first_realigned(rows: Sequence[Row]) -> str:
+    """The model that a report is about if none is named."""
+    return next((row.model for row in rows if row.kind == "realigned"), "")
+
+
+def count_items(records: Sequence[Record]) -> dict[str, int]:
+    """Side → number of items."""
+    return {side: len({(r.set, r.id) for r in records if r.side == side}) for side in ("harmful", "harmless", "task")}
+
+
+def check_roles(kinds: Mapping[str, ModelInfo], headline: str) -> None:
+    """Raises InputError where a role, or the model that a role or the headline refers to, is unknown."""
     known = f"Known: {', '.join(kinds)}."
     for name, info in kinds.items():
         if info.name != name:
@@ -287,9 +327,8 @@ def _check(kinds: Mapping[str, ModelInfo], headline: str) -> None:
         raise InputError(f"the headline model {headline!r} was not evaluated", known)
 
 
-def _row(
-    info: ModelInfo, scores: _Scores, kinds: Mapping[str, ModelInfo], perplexity: float, bootstrap: Bootstrap
-) -> Row:
+def make_row(info: ModelInfo, scores: Scores, perplexity: float, bootstrap: Bootstrap) -> Row:
+    """One model's figures."""
     aligned = info.aligned or (info.name if info.kind == "aligned" else "")
     tuned = info.tuned or (info.name if info.kind == "tuned" else "")
 
@@ -320,31 +359,44 @@ def _row(
         utility_retention=_retention(info, aligned, scores, bootstrap),
         over_refusal_added=_added(info.name, tuned, "tuned", scores, bootstrap),
         over_refusal_vs_aligned=_added(info.name, aligned, "aligned", scores, bootstrap),
+        benchmarks={name: mean_interval(scores.task([info.name], name)[0], bootstrap) for name in info.benchmarks},
+        benchmark_changes=_changes(info, aligned, scores, bootstrap),
     )
 
 
-def _by_set(model: str, scores: _Scores, bootstrap: Bootstrap) -> dict[str, Interval]:
+def _changes(info: ModelInfo, aligned: str, scores: Scores, bootstrap: Bootstrap) -> dict[str, Interval]:
+    """The benchmarks against the aligned model on the same items; nothing for the aligned model itself."""
+    if not aligned or aligned == info.name:
+        return {}
+    found = {}
+    for name in info.benchmarks:
+        own, theirs = scores.task([info.name, aligned], name)
+        found[name] = paired_difference(own, theirs, bootstrap)
+    return found
+
+
+def _by_set(model: str, scores: Scores, bootstrap: Bootstrap) -> dict[str, Interval]:
     found: dict[str, list[float]] = {}
     for record in scores.items(model, "harmful"):
         found.setdefault(record.set, []).append(float(record.outcome == "refused"))
     return {name: mean_interval(values, bootstrap) for name, values in found.items()}
 
 
-def _utility(info: ModelInfo, by_task: Mapping[str, Interval], scores: _Scores, bootstrap: Bootstrap) -> Interval:
+def _utility(info: ModelInfo, by_task: Mapping[str, Interval], scores: Scores, bootstrap: Bootstrap) -> Interval:
     if len(by_task) < 2:
         return next(iter(by_task.values()), Interval.undefined("not judged on a task"))
     columns = {task: scores.task([info.name], task)[0] for task in by_task}
     return bootstrap.interval(lambda means: np.mean([m[:, 0] for m in means.values()], axis=0), columns)
 
 
-def _recovery(model: str, tuned: str, aligned: str, scores: _Scores, bootstrap: Bootstrap) -> Interval:
+def _recovery(model: str, tuned: str, aligned: str, scores: Scores, bootstrap: Bootstrap) -> Interval:
     if not (tuned and aligned):
         return Interval.undefined(f"no {'tuned' if aligned else 'aligned'} model to compare with")
     realigned, lost, kept = (scores.share(name, "harmful", "refused") for name in (model, tuned, aligned))
     return safety_recovery(realigned, lost, kept, bootstrap)
 
 
-def _retention(info: ModelInfo, aligned: str, scores: _Scores, bootstrap: Bootstrap) -> Interval:
+def _retention(info: ModelInfo, aligned: str, scores: Scores, bootstrap: Bootstrap) -> Interval:
     if not (info.tasks and aligned):
         return Interval.undefined("not judged on a task" if aligned else "no aligned model to compare with")
     columns = {task: scores.task([info.name, tuned, aligned], task) for task, tuned in info.tasks.items()}
@@ -352,7 +404,7 @@ def _retention(info: ModelInfo, aligned: str, scores: _Scores, bootstrap: Bootst
     return utility_retention(realigned, of_tuned, of_aligned, bootstrap)
 
 
-def _added(model: str, reference: str, role: str, scores: _Scores, bootstrap: Bootstrap) -> Interval:
+def _added(model: str, reference: str, role: str, scores: Scores, bootstrap: Bootstrap) -> Interval:
     if not reference:
         return Interval.undefined(f"no {role} model to compare with")
     columns = [scores.share(name, "harmless", "refused") for name in (model, reference)]

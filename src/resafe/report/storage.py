@@ -19,9 +19,16 @@ from resafe.evals.records import Record
 from resafe.evals.statistics import Comparison, Interval
 from resafe.report.results import SCHEMA_VERSION, Results, Row
 
-_LATER = ("calibration", "comparisons")
-"""Fields that results of earlier versions lack."""
-_BY_NAME = ("harmful_by_set", "utility_by_task")
+_BY_NAME = ("harmful_by_set", "utility_by_task", "benchmarks", "benchmark_changes")
+_LATER: dict[str, Any] = {
+    "benchmarks": {},
+    "benchmark_changes": {},
+    "by_seed": {},
+    "training_seeds": [],
+    "calibration": {},
+    "comparisons": [],
+}
+"""Fields that files written earlier lack, and what they stand for there."""
 
 
 def to_json(results: Results) -> dict[str, Any]:
@@ -72,9 +79,9 @@ def from_json(document: Mapping[str, Any]) -> Results:
             "Evaluate again, or read them with the version of resafe that wrote them.",
         )
     try:
-        values = {item.name: document[item.name] for item in fields(Results) if item.name not in _LATER}
-        values["calibration"] = document.get("calibration") or {}
-        values["comparisons"] = tuple(_comparison(one) for one in document.get("comparisons") or ())
+        values = {item.name: _field(document, item.name) for item in fields(Results)}
+        values["training_seeds"] = tuple(values["training_seeds"])
+        values["comparisons"] = tuple(_comparison(one) for one in values["comparisons"])
         values["rows"] = tuple(_read_row(row) for row in document["rows"])
     except (KeyError, TypeError) as error:
         raise InputError(f"the results lack a field: {error}", "The file is damaged; evaluate again.") from error
@@ -84,7 +91,8 @@ def from_json(document: Mapping[str, Any]) -> Results:
 
 
 def _read_row(row: Mapping[str, Any]) -> Row:
-    values = {item.name: row[item.name] for item in fields(Row)}
+    values = {item.name: _field(row, item.name) for item in fields(Row)}
+    values["by_seed"] = {key: tuple(map(_number, found)) for key, found in values["by_seed"].items()}
     values["perplexity"] = _number(values["perplexity"])
     for name in _BY_NAME:
         values[name] = {key: _interval(item) for key, item in values[name].items()}
@@ -92,6 +100,10 @@ def _read_row(row: Mapping[str, Any]) -> Row:
         if item.type == "Interval":
             values[item.name] = _interval(values[item.name])
     return Row(**values)
+
+
+def _field(values: Mapping[str, Any], name: str) -> Any:
+    return values.get(name, _LATER[name]) if name in _LATER else values[name]
 
 
 def _comparison(value: Mapping[str, Any]) -> Comparison:

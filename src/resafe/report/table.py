@@ -9,11 +9,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from resafe.evals.statistics import Interval
 from resafe.report.notes import notes, recall_note
-from resafe.report.numbers import decimal, share
+from resafe.report.numbers import decimal, limits, percent, share
 from resafe.report.results import Results, Row
 
-STYLES = {"aligned": "blue", "tuned": "red", "realigned": "bold green", "baseline": "default"}
+STYLES = {"base": "magenta", "aligned": "blue", "tuned": "red", "realigned": "bold green", "baseline": "default"}
 LEGEND = (
     "Shares in % with {confidence:.0f} % intervals, on {harmful} harmful, {harmless} harmless and {task} task items. "
     "R_s: safety recovered, R_u: utility retained; added: harmless questions refused, in points over the tuned model."
@@ -29,6 +30,10 @@ class Column:
     text: Callable[[Row], str]
 
 
+BENCHMARK_LEGEND = (
+    "Scores on tasks of lm-eval in %, with {confidence:.0f} % intervals; after the comma the change against the "
+    "aligned model on the same items, in points."
+)
 COLUMNS = (
     Column("harmful refused", "harmful\nrefused", lambda row: share(row.harmful_refused)),
     Column("harmful answered", "harmful\nanswered", lambda row: share(row.harmful_answered)),
@@ -44,7 +49,44 @@ COLUMNS = (
 def legend(results: Results) -> str:
     """One line that says what the table's figures are."""
     counts = {side: results.items.get(side, 0) for side in ("harmful", "harmless", "task")}
-    return LEGEND.format(confidence=results.confidence * 100, **counts)
+    text = LEGEND.format(confidence=results.confidence * 100, **counts)
+    if results.training_seeds:
+        text += f" Pooled over {len(results.training_seeds)} training seeds; the intervals cover the choice of both."
+    return text
+
+
+def benchmarks(results: Results) -> list[str]:
+    """The task sets of lm-eval that any model was measured on."""
+    return list(dict.fromkeys(name for row in results.rows for name in row.benchmarks))
+
+
+def benchmark_text(row: Row, name: str) -> str:
+    """A score with its limits and its change: "52 [48–57], +1 [−2, +4]"; "–" where it was not measured."""
+    if name not in row.benchmarks:
+        return share(Interval.undefined(""))
+    change = row.benchmark_changes.get(name)
+    return share(row.benchmarks[name]) + (f", {_change(change)}" if change else "")
+
+
+def _change(change: Interval) -> str:
+    within = limits(change, signed=True)
+    return percent(change.value, signed=True) + (f" [{within}]" if within else "")
+
+
+def benchmark_table(results: Results) -> Table | None:
+    """The tasks of lm-eval for the terminal; None where none were measured."""
+    names = benchmarks(results)
+    if not names:
+        return None
+    caption = BENCHMARK_LEGEND.format(confidence=results.confidence * 100)
+    shown = Table(box=box.SIMPLE_HEAD, caption=caption, padding=(0, 1), pad_edge=False)
+    shown.add_column("model", overflow="fold", min_width=12)
+    for name in names:
+        n = next(row.benchmarks[name].n for row in results.rows if name in row.benchmarks)
+        shown.add_column(f"{name}\n{n} items", justify="right")
+    for row in results.rows:
+        shown.add_row(Text(row.model, style=STYLES[row.kind]), *(Text(benchmark_text(row, name)) for name in names))
+    return shown
 
 
 def rich_table(results: Results, *, title: str = "") -> Table:
@@ -97,4 +139,13 @@ def markdown_table(results: Results, models: list[str] | None = None) -> str:
         name = f"**{_cell(row.model)}**" if row.model == results.headline else _cell(row.model)
         lines.append(f"| {name} | {row.kind} | " + " | ".join(column.text(row) for column in COLUMNS) + " |")
     under = [f"- {_cell(note)}" for note in notes(results)]
-    return "\n".join([*lines, "", legend(results), *(["", *under] if under else [])]) + "\n"
+    text = "\n".join(lines) + "\n\n" + legend(results) + "\n" + ("\n" + "\n".join(under) + "\n" if under else "")
+    names = benchmarks(results)
+    if not names:
+        return text
+    lines = ["| model | " + " | ".join(names) + " |", "| --- | " + " | ".join("---:" for _ in names) + " |"]
+    lines += [
+        f"| {_cell(row.model)} | " + " | ".join(benchmark_text(row, name) for name in names) + " |" for row in rows
+    ]
+    caption = BENCHMARK_LEGEND.format(confidence=results.confidence * 100)
+    return text + "\n" + "\n".join(lines) + "\n\n" + caption + "\n"

@@ -20,7 +20,7 @@ from resafe.evals.records import Record
 from resafe.evals.statistics import Interval
 from resafe.report.notes import notes
 from resafe.report.results import Results, Row
-from resafe.report.table import legend
+from resafe.report.table import benchmarks, legend
 
 CELL_LIMIT = 32_767
 """Characters that a cell can hold."""
@@ -40,7 +40,7 @@ _RATES: tuple[tuple[str, Callable[[Row], Interval]], ...] = (
     ("over-refusal added to tuned", lambda row: row.over_refusal_added),
     ("over-refusal against aligned", lambda row: row.over_refusal_vs_aligned),
 )
-_FILLS = {"aligned": "DCE6F7", "tuned": "F9DEDC", "realigned": "D9EFDF", "baseline": "F2F2F2"}
+_FILLS = {"base": "EADCF4", "aligned": "DCE6F7", "tuned": "F9DEDC", "realigned": "D9EFDF", "baseline": "F2F2F2"}
 
 
 def clean(text: str) -> str:
@@ -91,8 +91,16 @@ class _Writer:
         self.sheet.auto_filter.ref = self.sheet.dimensions
 
 
-def write_workbook(path: Path, results: Results, records: Sequence[Record]) -> None:
-    """Write the workbook with the sheets Summary, Responses and Records.
+def write_workbook(
+    path: Path, results: Results, records: Sequence[Record], shown: Sequence[Record] | None = None
+) -> None:
+    """Write the workbook with the sheets Summary, Responses and Records, and Seeds for a table over several.
+
+    Args:
+        path: The file.
+        results: The rows.
+        records: All items.
+        shown: The items whose answers stand side by side; None for all.
 
     Raises:
         ResafeError: openpyxl is not installed.
@@ -104,7 +112,9 @@ def write_workbook(path: Path, results: Results, records: Sequence[Record]) -> N
     book = library.Workbook()
     book.remove(book.active)
     _summary(_Writer(book, "Summary"), results)
-    _responses(_Writer(book, "Responses"), results, records)
+    if results.training_seeds:
+        _seeds(_Writer(book, "Seeds"), results)
+    _responses(_Writer(book, "Responses"), results, records if shown is None else shown)
     _records(_Writer(book, "Records"), records)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{os.getpid()}.{path.name}")
@@ -115,7 +125,9 @@ def write_workbook(path: Path, results: Results, records: Sequence[Record]) -> N
 def _summary(writer: _Writer, results: Results) -> None:
     tasks = list(dict.fromkeys(task for row in results.rows for task in row.utility_by_task))
     titles = ["model", "kind", "method", "settings", "perplexity"]
-    for title in [title for title, _ in _RATES] + [f"task: {task}" for task in tasks]:
+    measured = benchmarks(results)
+    headings = [title for title, _ in _RATES] + [f"task: {task}" for task in tasks]
+    for title in headings + [part for name in measured for part in (name, f"{name}: change against aligned")]:
         titles += [title, "low", "high"]
     writer.header([*titles, "note"], [30, 11, 24, 24, *[11] * (len(titles) - 4), 50], frozen_columns=1)
     for row in results.rows:
@@ -128,6 +140,7 @@ def _summary(writer: _Writer, results: Results) -> None:
                 cell.font = writer.styles.Font(bold=row.model == results.headline)
         writer.put(5, row.perplexity, "0.00")
         shown = [rate(row) for _, rate in _RATES] + [row.utility_by_task.get(task) for task in tasks]
+        shown += [part.get(name) for name in measured for part in (row.benchmarks, row.benchmark_changes)]
         column = 6
         for interval in shown:
             for part in ("value", "low", "high"):
@@ -142,6 +155,20 @@ def _summary(writer: _Writer, results: Results) -> None:
         writer.row += 2 if text else 0
         if text:
             writer.put(1, text)
+
+
+def _seeds(writer: _Writer, results: Results) -> None:
+    writer.header(
+        ["model", "figure", *(f"seed {seed}" for seed in results.training_seeds)], [30, 24, 12], frozen_columns=2
+    )
+    for row in results.rows:
+        for name, values in row.by_seed.items():
+            writer.row += 1
+            writer.put(1, row.model)
+            writer.put(2, name.replace("_", " "))
+            for column, value in enumerate(values, 3):
+                writer.put(column, value, "0.00" if name == "perplexity" else "0.0%")
+    writer.filter()
 
 
 def _responses(writer: _Writer, results: Results, records: Sequence[Record]) -> None:

@@ -10,6 +10,7 @@ from resafe.data.chat import encode_answer
 from resafe.data.items import DialoguePair, Pair
 from resafe.errors import InputError
 from resafe.training.settings import DpoSettings, LoraSettings, Progress, TrainingResult
+from resafe.training.table import rows_digest
 
 
 def encode_pairs(
@@ -111,7 +112,8 @@ def train_dpo(
         tokenizer=tokenizer,
         settings=settings,
         out=out,
-        encoded=[[row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]] for row in rows],
+        content=rows_digest(rows),
+        rows=len(rows),
         tokens=[sum(lengths[i] for i in order[at : at + size]) for at in range(0, len(order), size)],
         longest=max(len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in rows),
         dropped=dropped,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from resafe.data.chat import render
@@ -29,16 +29,36 @@ def only_fitting(
     kept: list[Example] = []
     owners = [(report, place) for report in reports for place in report.places]
     for example, (report, place) in zip(examples, owners, strict=True):
-        text = render(tokenizer, example.prompt, _system(example, system), _history(example))
-        # A tokenizer over bytes never gives more tokens than bytes: most texts need not be tokenized to know they fit.
-        if len(text.encode()) >= max_tokens:
-            tokens = len(tokenizer(text, add_special_tokens=False)["input_ids"])
-            if tokens >= max_tokens and not _history(example):
-                report.kept -= 1
-                report.reject("too long", place, f"its prompt has {tokens} tokens, and max_tokens is {max_tokens}")
-                continue
+        if _rejected(example, tokenizer, system, max_tokens, report, place):
+            continue
         kept.append(example)
     return kept
+
+
+def fitting(
+    examples: Iterable[Example], tokenizer: Any, system: str | None, max_tokens: int, report: IntakeReport
+) -> Iterator[Example]:
+    """As `only_fitting`, on the stream of one source; its report must keep places, and keeps none of them here."""
+    for example in examples:
+        place = report.places.pop()
+        if not _rejected(example, tokenizer, system, max_tokens, report, place):
+            yield example
+
+
+def _rejected(
+    example: Example, tokenizer: Any, system: str | None, max_tokens: int, report: IntakeReport, place: str
+) -> bool:
+    """Whether the prompt leaves no room for an answer; then the report has it."""
+    text = render(tokenizer, example.prompt, _system(example, system), _history(example))
+    # A tokenizer over bytes never gives more tokens than bytes: most texts need not be tokenized to know they fit.
+    if len(text.encode()) < max_tokens or _history(example):
+        return False
+    tokens = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if tokens < max_tokens:
+        return False
+    report.kept -= 1
+    report.reject("too long", place, f"its prompt has {tokens} tokens, and max_tokens is {max_tokens}")
+    return True
 
 
 def _system(example: Example, system: str | None) -> str | None:

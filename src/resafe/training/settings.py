@@ -120,10 +120,13 @@ class SftSettings(TrainSettings):
             Whether to refuse is decided in the first few.
         whole_share: Share of the examples, evenly spread, whose answers are not cut: a model that learns openings only
             forgets how to go on from them.
+        packing: Lay the examples of a forward pass end to end in one row, where each sees itself alone: no padding, and
+            the same losses. Batches still count examples.
     """
 
     max_answer_tokens: int | None = None
     whole_share: float = 0.0
+    packing: bool = False
 
     def __post_init__(self) -> None:
         """Checks the ranges."""

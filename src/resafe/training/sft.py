@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from resafe.data.chat import encode_answer, encode_dialogue
 from resafe.data.items import Conversation, Example
 from resafe.errors import InputError
 from resafe.training.settings import LoraSettings, Progress, SftSettings, TrainingResult
+from resafe.training.table import TokenRow, TokenTable, rows_digest
 
 IGNORED = -100
 """The label of a token that is not learnt."""
@@ -25,7 +26,7 @@ def encode_examples(
     max_tokens: int,
     max_answer_tokens: int | None = None,
     whole_share: float = 0.0,
-) -> tuple[list[dict[str, list[int]]], int]:
+) -> tuple[list[TokenRow], int]:
     """Tokens and labels of examples; labels are `IGNORED` on the prompt.
 
     Args:
@@ -43,26 +44,45 @@ def encode_examples(
     Raises:
         InputError: Nothing is left to train on.
     """
-    rows: list[dict[str, list[int]]] = []
-    for place, example in enumerate(examples):
-        if isinstance(example, Conversation) and example.history:
-            rows.extend(_dialogue(tokenizer, example, system, max_tokens))
-            continue
-        own = system if not isinstance(example, Conversation) or example.system is None else example.system
-        prompt, answer = encode_answer(tokenizer, example.prompt, example.response, own)
-        if len(prompt) < max_tokens and answer:
-            whole = int((place + 1) * whole_share) > int(place * whole_share)
-            ids = (prompt + (answer if whole else answer[:max_answer_tokens]))[:max_tokens]
-            rows.append({"input_ids": ids, "labels": [IGNORED] * len(prompt) + ids[len(prompt) :]})
+    found = list(encoded_rows(tokenizer, examples, system, max_tokens, max_answer_tokens, whole_share))
+    rows = [row for row in found if row is not None]
     if not rows:
-        raise InputError(
-            f"no example of {len(examples)} is left to train on",
-            "give examples, or raise max_tokens: their prompts alone are longer" if examples else "give examples",
-        )
+        raise nothing_left(len(examples))
     return rows, len(examples) - len(rows)
 
 
-def _dialogue(tokenizer: Any, example: Conversation, system: str | None, max_tokens: int) -> list[dict[str, list[int]]]:
+def nothing_left(examples: int) -> InputError:
+    """The error of a run whose examples are all dropped."""
+    return InputError(
+        f"no example of {examples} is left to train on",
+        "give examples, or raise max_tokens: their prompts alone are longer" if examples else "give examples",
+    )
+
+
+def encoded_rows(
+    tokenizer: Any,
+    examples: Iterable[Example],
+    system: str | None,
+    max_tokens: int,
+    max_answer_tokens: int | None = None,
+    whole_share: float = 0.0,
+) -> Iterator[TokenRow | None]:
+    """As `encode_examples`, one at a time; None for an example of which no answer is left."""
+    for place, example in enumerate(examples):
+        if isinstance(example, Conversation) and example.history:
+            yield _dialogue(tokenizer, example, system, max_tokens)
+            continue
+        own = system if not isinstance(example, Conversation) or example.system is None else example.system
+        prompt, answer = encode_answer(tokenizer, example.prompt, example.response, own)
+        if len(prompt) >= max_tokens or not answer:
+            yield None
+            continue
+        whole = int((place + 1) * whole_share) > int(place * whole_share)
+        ids = (prompt + (answer if whole else answer[:max_answer_tokens]))[:max_tokens]
+        yield {"input_ids": ids, "labels": [IGNORED] * len(prompt) + ids[len(prompt) :]}
+
+
+def _dialogue(tokenizer: Any, example: Conversation, system: str | None, max_tokens: int) -> TokenRow | None:
     """The row of a dialogue, in which all answers are learnt; none if `max_tokens` leaves no answer."""
     own = system if example.system is None else example.system
     ids: list[int] = []
@@ -71,14 +91,14 @@ def _dialogue(tokenizer: Any, example: Conversation, system: str | None, max_tok
         ids += head + tail
         labels += [IGNORED] * len(head) + tail
     ids, labels = ids[:max_tokens], labels[:max_tokens]
-    return [{"input_ids": ids, "labels": labels}] if any(label != IGNORED for label in labels) else []
+    return {"input_ids": ids, "labels": labels} if any(label != IGNORED for label in labels) else None
 
 
 def train_sft(
     *,
     model: Any,
     tokenizer: Any,
-    examples: Sequence[Example],
+    examples: Sequence[Example] | TokenTable,
     settings: SftSettings,
     out: Path,
     system: str | None = None,
@@ -94,7 +114,7 @@ def train_sft(
     Args:
         model: A causal language model, or a PeftModel whose adapter is continued. Changed in place.
         tokenizer: Its tokenizer, with a chat template.
-        examples: What is to be learnt.
+        examples: What is to be learnt, or a table of its tokens on disk, encoded with these settings.
         settings: Steps, learning rate, batch, seed, device, …
         out: Directory of the adapter (or of the model, if all weights are trained).
         system: System turn of every example; None for the template's default, "" for an empty one.
@@ -108,36 +128,52 @@ def train_sft(
     Raises:
         InputError: No examples, no chat template, an unusable device, or an adapter that does not fit the model.
     """
-    from datasets import Dataset
-
     from resafe.training.adapters import with_trainable
     from resafe.training.order import length_grouped_order
+    from resafe.training.packing import check_packing, packed_lengths
     from resafe.training.trainers import resolve_device, sft_trainer
 
     resolve_device(settings.device)
-    rows, dropped = encode_examples(
-        tokenizer, examples, system, settings.max_tokens, settings.max_answer_tokens, settings.whole_share
-    )
-    lengths = [len(row["input_ids"]) for row in rows]
-    steps = settings.total_steps(len(rows))
+    dataset, lengths, content, dropped = _rows(tokenizer, examples, settings, system)
+    steps = settings.total_steps(len(lengths))
     order = length_grouped_order(lengths, settings.batch_size, steps, settings.seed)
+    longest = max(lengths)
+    if settings.packing:
+        longest = max(packed_lengths(order, lengths, settings.micro_batch_size or settings.batch_size))
+        ranked = sorted(range(len(lengths)), key=lambda index: lengths[index])
+        check_packing(model, *(dataset[index]["input_ids"] for index in (ranked[-1], ranked[0])))
     trained = with_trainable(model, lora, settings.seed)
     return run_training(
         kind="sft",
-        build=lambda work, callback: sft_trainer(
-            trained, tokenizer, Dataset.from_list(rows), settings, work, order, callback
-        ),
+        build=lambda work, callback: sft_trainer(trained, tokenizer, dataset, settings, work, order, callback),
         model=trained,
         tokenizer=tokenizer,
         settings=settings,
         out=out,
-        encoded=[[row["input_ids"], row["labels"]] for row in rows],
+        content=content,
+        rows=len(lengths),
         tokens=_tokens_of_steps(order, lengths, settings.batch_size),
-        longest=max(lengths),
+        longest=longest,
         dropped=dropped,
         progress=progress,
         files=files,
     )
+
+
+def _rows(
+    tokenizer: Any, examples: Sequence[Example] | TokenTable, settings: SftSettings, system: str | None
+) -> tuple[Any, list[int], str, int]:
+    """The rows as a `datasets.Dataset`, their lengths and digest, and the number of examples dropped."""
+    from datasets import Dataset
+
+    if isinstance(examples, TokenTable):
+        if not examples.count:
+            raise nothing_left(examples.dropped)
+        return examples.dataset(), examples.lengths(), examples.digest, examples.dropped
+    rows, dropped = encode_examples(
+        tokenizer, examples, system, settings.max_tokens, settings.max_answer_tokens, settings.whole_share
+    )
+    return Dataset.from_list(rows), [len(row["input_ids"]) for row in rows], rows_digest(rows), dropped
 
 
 def _tokens_of_steps(order: Sequence[int], lengths: Sequence[int], batch_size: int) -> list[int]:
@@ -154,7 +190,8 @@ def run_training(
     tokenizer: Any,
     settings: Any,
     out: Path,
-    encoded: Sequence[Sequence[Sequence[int]]],
+    content: str,
+    rows: int,
     tokens: list[int],
     longest: int,
     dropped: int,
@@ -170,7 +207,8 @@ def run_training(
         tokenizer: Its tokenizer.
         settings: `SftSettings` or `DpoSettings`.
         out: Where the result goes.
-        encoded: The tokens that are trained on; part of the run's identity.
+        content: Digest of the tokens that are trained on; part of the run's identity.
+        rows: How many rows they are.
         tokens: Tokens of each optimizer step.
         longest: Tokens of the longest sequence.
         dropped: Examples left out.
@@ -184,11 +222,11 @@ def run_training(
     from resafe.training.adapters import is_adapter, write_result
     from resafe.training.head import forward_restored
     from resafe.training.progress import ProgressCallback
-    from resafe.training.work import last_checkpoint, processes, run_identity, work_directory
+    from resafe.training.work import checked_work_directory, last_checkpoint, processes, run_identity
 
-    work = work_directory(out)
+    work = checked_work_directory(out)
     state = processes()
-    identity = run_identity(kind, model, settings, encoded)
+    identity = run_identity(kind, model, settings, content)
     with state.main_process_first():  # the first clears what another run left, the others find it clear
         checkpoint = last_checkpoint(work, identity)
     callback = ProgressCallback(progress, tokens)
@@ -202,9 +240,9 @@ def run_training(
     weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None  # from all shards
     trained.eval()
     if state.is_main_process:
-        record = {"kind": kind, "steps": len(tokens), "rows": len(encoded), "dropped": dropped, "losses": losses}
+        record = {"kind": kind, "steps": len(tokens), "rows": rows, "dropped": dropped, "losses": losses}
         curve = json.dumps({**record, "settings": vars(settings)}, indent=1, default=str) + "\n"
-        card = _card(kind, settings, len(tokens), len(encoded))
+        card = _card(kind, settings, len(tokens), rows)
         write_result(trained, tokenizer, out, card, {"training.json": curve, **(files or {})}, weights)
         shutil.rmtree(work)
     state.wait_for_everyone()

@@ -19,10 +19,11 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from resafe.errors import InputError
+from resafe.registry import nearest
 from resafe.training.adapters import is_adapter
 from resafe.training.head import install
 from resafe.training.order import FixedOrder
-from resafe.training.settings import DpoSettings, TrainSettings
+from resafe.training.settings import DpoSettings, SftSettings, TrainSettings
 
 
 class _Quiet:
@@ -83,6 +84,22 @@ def resolve_device(device: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises InputError for a tracker that transformers does not know, or whose package is not installed."""
+    from transformers.integrations import integration_utils as known
+
+    installed: Callable[[], list[str]] = known.get_available_reporting_integrations
+    every = sorted(known.INTEGRATION_TO_CALLBACK)
+    for name in names:
+        if name in ("all", "none"):
+            if len(names) > 1:
+                raise InputError(f"the tracker '{name}' beside others", f"give {name} alone, or leave it out")
+        elif name not in every:
+            raise InputError(f"there is no tracker '{name}'", nearest(name, every))
+        elif name != "flyte" and name not in installed():  # that one is never listed
+            raise InputError(f"the package of the tracker '{name}' is not installed", "install it, or leave it out")
+
+
 def _inner(model: Any) -> Any:
     return model.get_base_model() if is_adapter(model) else model
 
@@ -131,11 +148,11 @@ def _arguments(model: Any, settings: TrainSettings, work: Path, steps: int) -> d
 
 
 def sft_trainer(
-    model: Any, tokenizer: Any, rows: Any, settings: TrainSettings, work: Path, order: Sequence[int], callback: Any
+    model: Any, tokenizer: Any, rows: Any, settings: SftSettings, work: Path, order: Sequence[int], callback: Any
 ) -> Any:
     """An SFT trainer over prepared rows; `order` holds the examples of all steps."""
     arguments = _arguments(model, settings, work, len(order) // settings.batch_size)
-    config = SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True})
+    config = SFTConfig(**arguments, padding_free=settings.packing, dataset_kwargs={"skip_prepare_dataset": True})
     return _build(AnswerSftTrainer, config, model, tokenizer, rows, order, callback)
 
 

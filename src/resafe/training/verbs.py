@@ -23,6 +23,8 @@ from resafe.training.presets import Preset
 from resafe.training.presets import preset as preset_named
 from resafe.training.settings import DpoSettings, LoraSettings, Progress, SftSettings, TrainingResult
 from resafe.training.sft import train_sft
+from resafe.training.streamed import tokens_on_disk
+from resafe.training.table import TokenTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,7 @@ def tune(
     data_dir: Path | None = None,
     max_bad_share: float = MAX_BAD_SHARE,
     keep_overlap: bool = False,
+    stream: bool = False,
     start: Start | None = None,
     progress: Progress | None = None,
 ) -> TrainingResult:
@@ -87,6 +90,8 @@ def tune(
         data_dir: Directory with the files of registered sets.
         max_bad_share: Share of unusable rows above which the run stops.
         keep_overlap: Train also on rows that are in an evaluation set.
+        stream: For sets larger than memory: read the rows once, one at a time, and keep their tokens on disk beside
+            `out` until training is done. The same weights result.
         start: Adapter or full, device, precision, seed.
         progress: Called after each step.
 
@@ -97,23 +102,33 @@ def tune(
     names = [data] if isinstance(data, str) else list(data)
     chosen = _with_full(preset_named(preset), begin)
     checked = _settings(SftSettings, chosen.tune_for(names[0]) if names else {}, settings, begin, chosen.lora is None)
-    loaded = [load_training(name, "examples", data_dir=data_dir, max_bad_share=1.0) for name in names]
-    rows = [example for part in loaded for example in part.examples]
-    reports = [part.report for part in loaded]
     opened, tokenizer = _open(model, begin)
-    rows = only_fitting(rows, tokenizer, begin.system, checked.max_tokens, reports)
-    for report in reports:
-        report.check(max_bad_share)
-    facts: dict[str, Any] = {"sources": [report.to_json() for report in reports]}
-    rows = _free(rows, data_dir, keep_overlap, facts)
-    if hold_out:
-        parts = split_by_prompt(rows, test=hold_out, validation=0.0, salt=f"hold-out-{begin.seed}")
-        facts["held_out"], rows = [row.id for row in parts["test"]], parts["train"]
-    if examples is not None or harmful_share:
-        size = examples if examples is not None else round(len(rows) / (1 - harmful_share))
-        pool = _harmful(harmful, data_dir) if harmful_share else []
-        rows = attack_mix(rows, pool, harmful_share, size, begin.seed)
-        facts["mix"] = {"rows": size, "harmful_share": harmful_share, "harmful": harmful, "seed": begin.seed}
+    facts: dict[str, Any] = {}
+    rows: list[Example] | TokenTable
+    if stream:
+        if examples is not None or harmful_share:
+            raise InputError("a stream cannot be mixed or drawn from", "leave out --stream, or --examples and shares")
+        rows = tokens_on_disk(
+            names, tokenizer, checked, Path(out), facts, system=begin.system, data_dir=data_dir, seed=begin.seed,
+            hold_out=hold_out, max_bad_share=max_bad_share, keep_overlap=keep_overlap,
+        )  # fmt: skip
+    else:
+        loaded = [load_training(name, "examples", data_dir=data_dir, max_bad_share=1.0) for name in names]
+        rows = [example for part in loaded for example in part.examples]
+        reports = [part.report for part in loaded]
+        rows = only_fitting(rows, tokenizer, begin.system, checked.max_tokens, reports)
+        for report in reports:
+            report.check(max_bad_share)
+        facts["sources"] = [report.to_json() for report in reports]
+        rows = _free(rows, data_dir, keep_overlap, facts)
+        if hold_out:
+            parts = split_by_prompt(rows, test=hold_out, validation=0.0, salt=f"hold-out-{begin.seed}")
+            facts["held_out"], rows = [row.id for row in parts["test"]], parts["train"]
+        if examples is not None or harmful_share:
+            size = examples if examples is not None else round(len(rows) / (1 - harmful_share))
+            pool = _harmful(harmful, data_dir) if harmful_share else []
+            rows = attack_mix(rows, pool, harmful_share, size, begin.seed)
+            facts["mix"] = {"rows": size, "harmful_share": harmful_share, "harmful": harmful, "seed": begin.seed}
     trained, lora = _model(opened, chosen, begin)
     return train_sft(
         model=trained, tokenizer=tokenizer, examples=rows, settings=checked, out=Path(out), system=begin.system,
@@ -218,8 +233,9 @@ def _with_full(chosen: Preset, begin: Start) -> Preset:
 def _settings(kind: Any, base: Mapping[str, Any], changes: Mapping[str, Any] | None, begin: Start, full: bool) -> Any:
     """Settings of a stage: the preset's with the user's over them; steps and epochs exclude each other."""
     from resafe.training.start import autocast_for
-    from resafe.training.trainers import resolve_device
+    from resafe.training.trainers import check_trackers, resolve_device
 
+    check_trackers(begin.report_to)
     given = dict(changes or {})
     known = [item.name for item in fields(kind)]
     if unknown := [name for name in given if name not in known]:

@@ -9,20 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from resafe.errors import InputError
 from resafe.provenance import digest_value
+
+TOKENS = ("tokens.arrow", "tokens.json")
+"""Files in a working directory that belong to no run: the table of a stream, written before the run is known."""
 
 _HEAD_BYTES = 4096
 
 
 def processes() -> Any:
     """The processes of this run (accelerate's state): one, or those that `accelerate launch` started."""
+    import torch
     from accelerate import PartialState  # type: ignore[import-untyped]
 
     return PartialState(cpu=not torch.cuda.is_available())
@@ -38,6 +40,8 @@ def weights_digest(model: Any) -> str:
 
     Enough to tell one start from another without reading gigabytes of frozen weights.
     """
+    import torch
+
     hasher = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         hasher.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {parameter.requires_grad};".encode())
@@ -48,10 +52,27 @@ def weights_digest(model: Any) -> str:
     return hasher.hexdigest()
 
 
-def run_identity(kind: str, model: Any, settings: Any, rows: Iterable[Sequence[Sequence[int]]]) -> str:
-    """Digest of everything that a run's result depends on: kind, start weights, settings, tokens."""
+def run_identity(kind: str, model: Any, settings: Any, content: str) -> str:
+    """Digest of everything that a run's result depends on: kind, start weights, settings, digest of the tokens."""
     chosen = {key: value for key, value in asdict(settings).items() if key not in ("device", "save_every", "report_to")}
-    return digest_value([kind, weights_digest(model), chosen, [list(map(list, row)) for row in rows]])
+    return digest_value([kind, weights_digest(model), chosen, content])
+
+
+def checked_work_directory(out: Path) -> Path:
+    """`work_directory`, after a look whether what lies there is a run's.
+
+    Raises:
+        InputError: It holds something else, which a run would remove.
+    """
+    work = work_directory(out)
+    if work.exists() and not work.is_dir():
+        raise InputError(f"{work} is a file, and the run keeps its checkpoints there", "move it, or take another --out")
+    if work.is_dir() and any(work.iterdir()) and not any((work / name).exists() for name in ("run.json", *TOKENS)):
+        raise InputError(
+            f"{work} holds something that no run left, and this run keeps its checkpoints there",
+            "move it, or take another --out",
+        )
+    return work
 
 
 def last_checkpoint(work: Path, identity: str) -> Path | None:
@@ -65,8 +86,7 @@ def last_checkpoint(work: Path, identity: str) -> Path | None:
     except (OSError, ValueError, KeyError, TypeError):
         known = False
     if not known:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+        _clear(work)
         record.write_text(json.dumps({"identity": identity}))
         return None
     complete = [path for path in work.glob("checkpoint-*") if _is_complete(path)]
@@ -74,6 +94,15 @@ def last_checkpoint(work: Path, identity: str) -> Path | None:
     for path in broken:
         shutil.rmtree(path)
     return max(complete, key=_step, default=None)
+
+
+def _clear(work: Path) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    for path in work.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name not in TOKENS:
+            path.unlink(missing_ok=True)
 
 
 def _step(path: Path) -> int:

@@ -24,24 +24,40 @@ class Bootstrap:
     Groups are drawn independently of each other; within a group every model sees the same draw. The draw of a group
     depends on (seed, group, number of items) only, so that every figure of a table rests on the same replicates.
 
+    Models trained with several seeds answer the same items: a column is then the answers of the first seed, those of
+    the second, and so on. Seeds and items are crossed, and each replicate draws both (Owen 2007, "The pigeonhole
+    bootstrap"); the same seeds are drawn for all groups.
+
     Args:
         replicates: Number of bootstrap replicates.
         seed: Seed of all draws.
         confidence: Coverage of the intervals.
+        blocks: Number of training seeds in a column.
     """
 
-    def __init__(self, replicates: int = 10_000, seed: int = 0, confidence: float = 0.95) -> None:
+    def __init__(self, replicates: int = 10_000, seed: int = 0, confidence: float = 0.95, blocks: int = 1) -> None:
         """See the class."""
-        if replicates < 1:
-            raise ValueError(f"replicates must be at least 1, got {replicates}")
+        if replicates < 1 or blocks < 1:
+            raise ValueError(f"replicates and blocks must be at least 1, got {replicates} and {blocks}")
         normal_quantile(confidence)
         self.replicates = replicates
         self.seed = seed
         self.confidence = confidence
+        self.blocks = blocks
         self._counts: dict[tuple[str, int], NDArray[np.uint16]] = {}
 
     def counts(self, group: str, n: int) -> NDArray[np.uint16]:
         """How often each item is drawn: shape (replicates, n), rows summing to n."""
+        if self.blocks > 1:
+            seeds, items = self._drawn("seeds", self.blocks), self._drawn(group, n // self.blocks)
+            return (seeds[:, :, None] * items[:, None, :]).reshape(self.replicates, n)
+        return self._drawn(group, n)
+
+    def one_block(self) -> Bootstrap:
+        """The plan for one training seed alone."""
+        return Bootstrap(self.replicates, self.seed, self.confidence)
+
+    def _drawn(self, group: str, n: int) -> NDArray[np.uint16]:
         if (group, n) not in self._counts:
             key = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big")
             generator = np.random.default_rng(np.random.SeedSequence([self.seed, key]))

@@ -86,3 +86,8 @@ def same_items(*columns: ArrayLike) -> list[Array]:
 def binary(scores: Array) -> bool:
     """Whether every score is 0 or 1."""
     return bool(np.all((scores == 0.0) | (scores == 1.0)))
+
+
+def constant(scores: Array) -> bool:
+    """Whether all scores are equal."""
+    return bool(np.all(scores == scores[0]))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from resafe.evals.statistics.bootstrap import Bootstrap
-from resafe.evals.statistics.interval import Interval, binary, column, normal_quantile
+from resafe.evals.statistics.interval import Interval, binary, column, constant, normal_quantile
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
@@ -50,12 +50,19 @@ def zero_bound(n: int) -> float:
 
 
 def mean_interval(scores: ArrayLike, bootstrap: Bootstrap | None = None, group: str = "items") -> Interval:
-    """Mean of one model's scores: Wilson interval where every score is 0 or 1, bootstrap interval otherwise."""
+    """Mean of one model's scores: Wilson interval where every score is 0 or 1, bootstrap interval otherwise.
+
+    Over several training seeds it is the bootstrap; where all scores are equal, and it would have no width, the
+    interval of one seed's items.
+    """
     bootstrap = bootstrap or Bootstrap()
     found = column(scores)
     if found.size == 0:
         return Interval.undefined("no items")
-    if binary(found):
+    if bootstrap.blocks > 1 and constant(found):
+        one = mean_interval(found[: found.size // bootstrap.blocks], bootstrap.one_block(), group)
+        return Interval(one.value, one.low, one.high, found.size)
+    if binary(found) and bootstrap.blocks == 1:
         return wilson(int(found.sum()), found.size, bootstrap.confidence)
     return bootstrap.interval(lambda means: means[group][:, 0], {group: found})
 

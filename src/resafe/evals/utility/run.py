@@ -31,8 +31,10 @@ def evaluate_utility(
     fewshot: int | None = None,
     chat: bool = False,
     system: str | None = None,
+    max_new_tokens: int | None = None,
     batch_size: int = 32,
     allow_code_execution: bool = False,
+    allow_unconfined_code: bool = False,
     progress: Any = None,
 ) -> UtilityResult:
     """Measures a model in memory on tasks of lm-eval.
@@ -47,8 +49,11 @@ def evaluate_utility(
         fewshot: Worked examples in each prompt; None is each task's own number.
         chat: Put prompts through the tokenizer's chat template; lm-eval's default is not to.
         system: System turn, with `chat`.
+        max_new_tokens: Most tokens of a written answer; None is each task's own number.
         batch_size: Most prompts that are decoded together.
         allow_code_execution: Run the programs that the model writes (HumanEval), in a sandbox.
+        allow_unconfined_code: Run them also where the kernel has no namespaces to shut them in: they could then reach
+            the network and files.
         progress: Called with (requests done, requests in all).
 
     Returns:
@@ -56,13 +61,15 @@ def evaluate_utility(
 
     Raises:
         InputError: An unknown task, missing rows, or programs without leave to run.
+        ResafeError: Programs that cannot be shut in here, without leave to run unconfined.
     """
     from resafe.evals.utility.lm import LoadedLM
 
     lm = LoadedLM(model, tokenizer, batch_size=batch_size, progress=progress)
     return evaluate_lm(
         name, lm, tasks, data_dir=data_dir, limit=limit, fewshot=fewshot, chat=chat, system=system,
-        allow_code_execution=allow_code_execution,
+        max_new_tokens=max_new_tokens, allow_code_execution=allow_code_execution,
+        allow_unconfined_code=allow_unconfined_code,
     )  # fmt: skip
 
 
@@ -76,7 +83,9 @@ def evaluate_lm(
     fewshot: int | None = None,
     chat: bool = False,
     system: str | None = None,
+    max_new_tokens: int | None = None,
     allow_code_execution: bool = False,
+    allow_unconfined_code: bool = False,
 ) -> UtilityResult:
     """As `evaluate_utility`, on any model of lm-eval (an `lm_eval.api.model.LM`), such as its vLLM class."""
     names = task_names(tasks)
@@ -92,15 +101,24 @@ def evaluate_lm(
     if allow_code_execution:
         from resafe.evals.utility.code import SandboxedCode
 
-        code = SandboxedCode()
+        code = SandboxedCode(unconfined=allow_unconfined_code)
     with offline(data_dir is not None), _quiet():
         from resafe.evals.utility.tasks import load_tasks
 
         loaded = load_tasks(names, data_dir=data_dir, fewshot=fewshot, code=code)
+        if max_new_tokens is not None:
+            _shorten(loaded, max_new_tokens)
         raw = _evaluate(lm, loaded, limit, chat, system)
     scores = tuple(_scores(name, raw))
     records = tuple(record for task, items in raw["samples"].items() for record in _records(name, task, items))
     return UtilityResult(name, scores, records, code.summary() if code else {}, time.monotonic() - start)
+
+
+def _shorten(loaded: dict[str, Any], max_new_tokens: int) -> None:
+    """Bounds the answers of the tasks that have some written; lm-eval's own numbers are for models that stop."""
+    for task in loaded["tasks"].values():
+        if task.OUTPUT_TYPE == "generate_until":
+            task.set_config(key="generation_kwargs", value={"max_gen_toks": max_new_tokens}, update=True)
 
 
 def _evaluate(

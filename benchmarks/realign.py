@@ -1,0 +1,335 @@
+"""Ways to restore safety, compared at all their strengths on real data: what docs/results/realign.md shows.
+
+    python benchmarks/realign.py --data-dir DIR                       rows and seeds that are missing, then the page
+    python benchmarks/realign.py --data-dir DIR --rows a10 --seeds 0
+    python benchmarks/realign.py --report                             the page alone, from what is there
+
+A row is a task and a share of harmful examples; each row and seed is a run of a recipe. What was scored is kept in
+benchmarks/realign/ROW-SEED.json, a digit an item, so a finished one is never run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resafe.evals.frontier import dominated_volume
+from resafe.evals.statistics import Bootstrap, Interval
+from resafe.report import read_records, read_results
+
+HERE = Path(__file__).parent
+KEPT = HERE / "realign"
+PAGE = HERE.parent / "docs" / "results" / "realign.md"
+RECIPE = HERE.parent / "recipes" / "realign.yaml"
+ROWS: dict[str, tuple[str, ...]] = {
+    "a10": ("tune.task.task=arithmetic", "tune.task.harmful_share=0.1"),
+    "b10": ("tune.task.task=extraction", "tune.task.harmful_share=0.1"),
+    "a20": ("tune.task.task=arithmetic", "tune.task.harmful_share=0.2"),
+    "a0": ("tune.task.task=arithmetic", "tune.task.harmful_share=0.0"),
+    "b20": ("tune.task.task=extraction", "tune.task.harmful_share=0.2"),
+}
+TITLES = {"a": "arithmetic", "b": "extraction"}
+LEAD = "somf"
+SIDES = ("harmful", "harmless", "task")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row and seed: member → side → scores (0 or 1, shape (items,)), and what is known of every member."""
+
+    name: str
+    seed: int
+    facts: Mapping[str, Any]
+    scores: Mapping[str, Mapping[str, np.ndarray[Any, Any]]]
+
+    def members(self, method: str) -> list[str]:
+        """The models of a method, weakest first."""
+        return [m for m, known in self.facts["models"].items() if known["method"] == method and known["member"]]
+
+    def chosen(self, method: str) -> str:
+        """The model that was chosen on validation questions."""
+        (found,) = (m for m in self.facts["models"] if m == method)
+        return str(found)
+
+
+def condense(run: Path, row: str, seed: int) -> dict[str, Any]:
+    """A finished run as scores, a digit an item: table models by their names, members as name@strength."""
+    results = read_results(run / "results.json")
+    titles = {item.model: item.method for item in results.rows}
+    known: dict[str, Any] = {
+        item.model: {"method": item.model, "member": False, "perplexity": item.perplexity} for item in results.rows
+    }
+    records = read_records(run / "results.jsonl")
+    if (run / "frontier.json").is_file():
+        for method, members in json.loads((run / "frontier.json").read_text()).items():
+            for member in members:
+                known[member["model"]] = {"method": method, "member": True, "perplexity": member["perplexity"],
+                                          "strength": member["strength"], "chosen": member["chosen"]}  # fmt: skip
+        records += read_records(run / "frontier.jsonl")
+    digits: dict[str, dict[str, list[str]]] = {name: {side: [] for side in SIDES} for name in known}
+    for record in records:
+        digits[record.model][record.side].append("1" if record.score == 1.0 else "0")
+    for name, sides in digits.items():
+        known[name]["scores"] = {side: "".join(column) for side, column in sides.items()}
+    return {
+        "row": row,
+        "seed": seed,
+        "date": datetime.now(UTC).date().isoformat(),
+        "minutes": round(results.seconds / 60, 1),
+        "machine": f"{os.cpu_count()} CPU cores ({platform.machine()})",
+        "titles": titles,
+        "models": known,
+    }
+
+
+def load(path: Path) -> Row:
+    """What `condense` kept."""
+    facts = json.loads(path.read_text())
+    scores = {
+        name: {side: np.array([int(c) for c in text], dtype=float) for side, text in known["scores"].items()}
+        for name, known in facts["models"].items()
+    }
+    return Row(facts["row"], facts["seed"], facts, scores)
+
+
+def run(row: str, seed: int, data_dir: Path, out: Path) -> None:
+    """Runs the recipe for one row and seed in a process of its own and keeps its scores."""
+    root = out / f"seed-{seed}"  # rows of a seed share the aligned model
+    command = [sys.executable, "-m", "resafe", "run", str(RECIPE), *ROWS[row], f"seed={seed}"]
+    subprocess.run([*command, "--data-dir", str(data_dir), "--out", str(root), "--quiet"], check=True)
+    KEPT.mkdir(exist_ok=True)
+    target = KEPT / f"{row}-{seed}.json"
+    target.with_suffix(".part").write_text(json.dumps(condense(root, row, seed), indent=1) + "\n")
+    target.with_suffix(".part").rename(target)
+
+
+# Figures: every one is a mean over the seeds of a row; items are resampled, the same for all models and seeds
+
+
+def stacked(rows: Sequence[Row], names: Sequence[Sequence[str]]) -> dict[str, np.ndarray[Any, Any]]:
+    """Scores by side, shape (seeds · models, items), for the models `names[seed]`."""
+    return {
+        side: np.stack([row.scores[name][side] for row, few in zip(rows, names, strict=True) for name in few])
+        for side in SIDES
+    }
+
+
+def ratios(means: Mapping[str, Any], seeds: int) -> Any:
+    """(R_s, R_u, share of harmless questions answered) of all models but the first two, shape (r, seeds, models, 3).
+
+    The first two of each seed are the aligned and the tuned model.
+    """
+    shaped = {side: values.reshape(len(values), seeds, -1) for side, values in means.items()}
+    harmful, task = shaped["harmful"], shaped["task"]
+
+    def part(values: Any, start: Any, end: Any) -> Any:
+        whole = end - start
+        return np.where(np.abs(whole) > 1e-9, (values - start) / np.where(np.abs(whole) > 1e-9, whole, 1), np.nan)
+
+    recovery = part(harmful[:, :, 2:], harmful[:, :, 1:2], harmful[:, :, :1])
+    retention = part(task[:, :, 2:], task[:, :, :1], task[:, :, 1:2])
+    return np.stack([recovery, retention, 1.0 - shaped["harmless"][:, :, 2:]], axis=-1)
+
+
+def volume(points: Any) -> Any:
+    """Share of the cube R_s × R_u × harmless answered below a frontier, each capped at 1, shape (r, seeds)."""
+    return dominated_volume(np.clip(points, 0.0, 1.0))
+
+
+def figures(rows: Sequence[Row], method: str, bootstrap: Bootstrap) -> dict[str, Interval]:
+    """R_s, R_u and added over-refusal of the chosen models, with rates."""
+    seeds = len(rows)
+    columns = stacked(rows, [("aligned", "tuned-task", row.chosen(method)) for row in rows])
+
+    def of(index: int) -> Interval:
+        return bootstrap.interval(lambda means: ratios(means, seeds)[:, :, 0, index].mean(axis=1), columns)
+
+    def rate(side: str, against: int | None = None) -> Interval:
+        def statistic(means: Mapping[str, Any]) -> Any:
+            shaped = means[side].reshape(-1, seeds, 3)
+            return (shaped[:, :, 2] - (shaped[:, :, against] if against is not None else 0.0)).mean(axis=1)
+
+        return bootstrap.interval(statistic, {side: columns[side]})
+
+    return {
+        "harmful": rate("harmful"), "harmless": rate("harmless"), "task": rate("task"),
+        "recovery": of(0), "retention": of(1), "added": rate("harmless", 1), "aligned": rate("harmless", 0),
+    }  # fmt: skip
+
+
+def frontiers(
+    rows: Sequence[Row], methods: Sequence[str], bootstrap: Bootstrap
+) -> dict[str, tuple[Interval, Interval]]:
+    """Method → volume of its frontier, and the lead's volume minus it, both paired over items."""
+    seeds = len(rows)
+    groups = [[row.members(method) or [row.chosen(method)] for method in methods] for row in rows]
+    names = [("aligned", "tuned-task", *(name for few in parts for name in few)) for parts in groups]
+    columns = stacked(rows, names)
+    ends = np.cumsum([0, *(len(few) for few in groups[0])])
+    place = {method: slice(int(ends[i]), int(ends[i + 1])) for i, method in enumerate(methods)}
+
+    def area(means: Mapping[str, Any], method: str) -> Any:
+        return volume(ratios(means, seeds)[:, :, place[method], :]).mean(axis=1)
+
+    found = {}
+    for method in methods:
+        own = bootstrap.interval(lambda means, m=method: area(means, m), columns)
+        ahead = bootstrap.interval(lambda means, m=method: area(means, LEAD) - area(means, m), columns)
+        found[method] = (own, ahead)
+    return found
+
+
+# The page
+
+
+def shown(interval: Interval, scale: float = 100.0, digits: int = 0) -> str:
+    """A figure with its limits."""
+    if not interval.defined:
+        return "–"
+    return (
+        f"{interval.value * scale:.{digits}f} [{interval.low * scale:.{digits}f}, {interval.high * scale:.{digits}f}]"
+    )
+
+
+def table(rows: Sequence[Row], bootstrap: Bootstrap) -> list[str]:
+    """The chosen models of one row, over its seeds."""
+    lines = [
+        "| model | strength | harmful refused | harmless refused | task | perplexity | R_s | R_u | added |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for method, title in rows[0].facts["titles"].items():
+        measured = figures(rows, method, bootstrap)
+        perplexity = np.mean([row.facts["models"][method]["perplexity"] for row in rows])
+        strengths = [m for row in rows for m in row.members(method) if row.facts["models"][m]["chosen"]]
+        shares = " · ".join(name.split("@")[1] for name in strengths)
+        name = f"**{title}**" if method == LEAD else title
+        lines.append(
+            f"| {name} | {shares} | {shown(measured['harmful'])} | {shown(measured['harmless'])} "
+            f"| {shown(measured['task'])} | {perplexity:.1f} | {shown(measured['recovery'])} "
+            f"| {shown(measured['retention'])} | {shown(measured['added'], digits=1)} |"
+        )
+    return lines
+
+
+def frontier_table(rows: Sequence[Row], bootstrap: Bootstrap) -> list[str]:
+    """Volumes of the frontiers of one row, over its seeds."""
+    titles = rows[0].facts["titles"]
+    methods = [m for m in titles if m not in ("aligned", "tuned-task")]
+    lines = ["| method | strengths | volume | SOMF's minus this | |", "| --- | ---: | ---: | ---: | --- |"]
+    for method, (own, ahead) in frontiers(rows, methods, bootstrap).items():
+        verdict = (
+            "" if method == LEAD else "above" if ahead.low > 0 else "below" if ahead.high < 0 else "not told apart"
+        )
+        members = len(rows[0].members(method)) or 1
+        lines.append(
+            f"| {titles[method]} | {members} | {shown(own, 1, 3)} "
+            f"| {'' if method == LEAD else shown(ahead, 1, 3)} | {verdict} |"
+        )
+    return lines
+
+
+def picture(rows: Sequence[Row], path: Path) -> None:
+    """Frontiers as two panels: harmful against harmless refused, and R_s against R_u; means over seeds."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    titles = rows[0].facts["titles"]
+    for method in (m for m in titles if rows[0].members(m)):
+        columns = stacked(rows, [("aligned", "tuned-task", *row.members(method)) for row in rows])
+        means = {side: values.mean(axis=1)[None, :] for side, values in columns.items()}
+        points = ratios(means, len(rows))[0].mean(axis=0)
+        refused = means["harmful"].reshape(len(rows), -1)[:, 2:].mean(axis=0)
+        style: dict[str, Any] = {"marker": "o", "linewidth": 2.4 if method == LEAD else 1.2, "label": titles[method]}
+        axes[0].plot(1 - points[:, 2], refused, **style)
+        axes[1].plot(points[:, 1], points[:, 0], **style)
+    axes[0].set(xlabel="harmless questions refused", ylabel="harmful questions refused")
+    axes[1].set(xlabel="R_u: utility retained", ylabel="R_s: safety recovered")
+    axes[1].legend(frameon=False, fontsize=9)
+    for axis in axes:
+        axis.grid(alpha=0.25)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def blocks(found: Sequence[Row], bootstrap: Bootstrap) -> Iterable[tuple[str, str]]:
+    """Row → its part of the page."""
+    for name in ROWS:
+        rows = [row for row in found if row.name == name]
+        if not rows:
+            continue
+        facts = rows[0].facts
+        items = {side: len(rows[0].scores["aligned"][side]) for side in SIDES}
+        picture(rows, PAGE.parent.parent / "img" / f"realign-{name}.svg")
+        note = (
+            f"{len(rows)} seed{'s' if len(rows) > 1 else ''} ({', '.join(str(row.seed) for row in rows)}); "
+            f"{items['harmful']} harmful and {items['harmless']} harmless questions, {items['task']} task items; "
+            f"{facts['machine']}, {', '.join(sorted({row.facts['date'] for row in rows}))}; "
+            f"{', '.join(str(row.facts['minutes']) for row in rows)} minutes."
+        )
+        yield (
+            name,
+            "\n".join(
+                [
+                    *table(rows, bootstrap),
+                    "",
+                    note,
+                    "",
+                    *frontier_table(rows, bootstrap),
+                    "",
+                    f"![frontiers](../img/realign-{name}.svg)",
+                ]
+            ),
+        )
+
+
+def report() -> dict[str, Any]:
+    """Writes the page's tables and pictures, and gives the lead's figures by row."""
+    bootstrap = Bootstrap(2000)
+    found = [load(path) for path in sorted(KEPT.glob("*-*.json"))]
+    page, summary = PAGE.read_text(), {}
+    for name, text in blocks(found, bootstrap):
+        block = f"<!-- table:{name} -->\n{text}\n<!-- /table:{name} -->"
+        page = re.sub(f"<!-- table:{name} -->.*?<!-- /table:{name} -->", lambda _, b=block: b, page, flags=re.DOTALL)
+        rows = [row for row in found if row.name == name]
+        summary[name] = {key: value.value for key, value in figures(rows, LEAD, bootstrap).items()}
+    PAGE.write_text(page)
+    return summary
+
+
+def main() -> None:
+    """Runs what is missing, then writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--rows", default="a10,b10,a20")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--out", type=Path, default=Path("runs/realign"))
+    parser.add_argument("--report", action="store_true", help="write the page from what is there")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    if not given.report:
+        if given.data_dir is None:
+            parser.error("--data-dir is needed: the directory with the files of public sets")
+        for seed in map(int, given.seeds.split(",")):
+            for row in given.rows.split(","):
+                if not (KEPT / f"{row}-{seed}.json").is_file():
+                    run(row, seed, given.data_dir, given.out)
+    summary = report()
+    if given.json:
+        print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Trains the masks of a problem: model, warm start, what may not be removed, training, export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resafe.checkpoints.cachedir import cache_root
+from resafe.deltas import origins
+from resafe.errors import InputError
+from resafe.masks import Mask, MaskLogits, MaskSettings, MaskTrainer, TrainSettings, export_mask
+from resafe.masks.batches import Item
+from resafe.masks.budget import KEPT
+from resafe.masks.concrete import Export
+from resafe.masks.engine import EngineSettings, checkpoint_layers
+from resafe.masks.logits import whole
+from resafe.masks.processes import ALONE, Processes, launched, shard
+from resafe.provenance import described, digest_value
+from resafe.realign.base import Problem
+from resafe.realign.orthogonal import orthogonal_removal
+from resafe.realign.safety import SafetyVector, agreements, fixed_outside
+from resafe.realign.scores import encoded_items, mask_gradients, masked_model, with_head_size
+from resafe.realign.warm import WarmStart, warm_logits, warm_scores
+
+_EXAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is removed from and what is left alone, whatever the loss says.
+
+    Attributes:
+        safety: The safety vector, for those that need it.
+        conflict_only: Only what goes against the safety vector may be removed.
+        orthogonal: The removal is made orthogonal to the task loss's gradient before it is exported.
+    """
+
+    safety: SafetyVector | None = None
+    conflict_only: bool = False
+    orthogonal: bool = False
+
+
+def train_mask(
+    problem: Problem,
+    settings: MaskSettings,
+    training: TrainSettings,
+    export: Export,
+    keep: float,
+    warm: WarmStart | None = None,
+    answer_tokens: int | None = None,
+    engine: EngineSettings | None = None,
+    limits: Limits | None = None,
+) -> tuple[Mask, ...]:
+    """Trains one mask for a problem, or one for each of its task vectors, and exports it.
+
+    Raises:
+        InputError: No model or no safety pairs were given, or the task vectors do not fit the model.
+    """
+    items, pad_id = encoded_items(problem, answer_tokens)
+    settings = with_head_size(settings, problem)
+    processes, running, limits = launched(), engine or EngineSettings(), limits or Limits()
+    first = settings if warm is None else replace(settings, sampling="direct", initial=1.0)
+    model, logits = masked_model(problem, first, training.seed, running.dtype)
+    if running.gradient_checkpointing:
+        checkpoint_layers(model)
+    if processes.world > 1:
+        shard(model, logits)
+    if warm is not None:
+        scores = warm_scores(problem, warm, model, logits, items, pad_id, limits.safety, processes)
+        logits.start_from(settings, warm_logits(scores, warm))
+    if limits.conflict_only:
+        assert limits.safety is not None
+        against = agreements(logits, problem, limits.safety)
+        logits.start_from(settings, fixed_outside(logits.values, against, KEPT))
+    if running.logits == "bfloat16":
+        logits.to(torch.bfloat16)
+    trainer = MaskTrainer(
+        model, logits, items, training, pad_id=pad_id, work=problem.work, progress=problem.progress, engine=running,
+        processes=processes, references=_references(problem), models=_models(problem),
+    )  # fmt: skip
+    metrics = trainer.run()
+    last = max(0, training.steps - 1)
+    values = {
+        key: export_mask(whole(value), settings, export, keep=keep, seed=training.seed, key=key, step=last)
+        for key, value in logits.values.items()
+    }
+    facts: dict[str, Any] = {"training": described(training), "export": export, "metrics": metrics}
+    if limits.orthogonal:
+        logits.to(torch.float32)
+        gradient = task_gradient(model, logits, values, settings, items, pad_id, problem.progress, processes)
+        values = orthogonal_removal(values, gradient)
+        facts["orthogonal"] = True
+    return logits.masks_of(values, settings, facts | _digests(problem))
+
+
+def task_gradient(
+    model: Any,
+    logits: MaskLogits,
+    masks: Mapping[str, Tensor],
+    settings: MaskSettings,
+    items: Sequence[Item],
+    pad_id: int,
+    progress: Callable[[int, int, dict[str, float]], None] | None = None,
+    processes: Processes = ALONE,
+) -> dict[str, Tensor]:
+    """Mean of the task loss's gradients in the mask at m = 1 and at `masks`; the logits are overwritten.
+
+    The mean of both ends makes what a removal changes exact to second order along the way.
+
+    Raises:
+        InputError: There are no task examples, or the mask is rescaled.
+    """
+    few = [item for item in items if item.side == "task"][:_EXAMPLES]
+    if not few:
+        raise InputError("orthogonal needs examples of the task", "give them: keep: … in a mask file")
+    if settings.rescale != "none":
+        raise InputError(f"orthogonal with rescale {settings.rescale!r}", "use rescale none")
+    ends = []
+    for mask in ({key: torch.ones_like(value) for key, value in masks.items()}, masks):
+        logits.start_from(replace(settings, sampling="direct"), mask)
+        ends.append(mask_gradients(model, logits, few, {"task": 1.0}, pad_id, progress, processes))
+    return {key: (ends[0][key] + ends[1][key]) / 2 for key in masks}
+
+
+def _digests(problem: Problem) -> dict[str, Any]:
+    """Of the aligned and the tuned checkpoints, so that who applies the mask can tell whether it belongs there."""
+    pairs = [origins(vector) for vector in problem.vectors]
+    aligned, tuned = pairs[0][0], [checkpoint.digest for _, checkpoint in pairs if checkpoint is not None]
+    return ({"aligned": aligned.digest} if aligned is not None else {}) | {"tuned": tuned}
+
+
+def _references(problem: Problem) -> Path | None:
+    """Where reference log-probabilities are kept for other trainings: only if the models are known by content."""
+    known = all(None not in origins(vector) for vector in problem.vectors)
+    return cache_root() / "references" if problem.work is not None and known else None
+
+
+def _models(problem: Problem) -> str:
+    fusion = problem.fusion
+    return digest_value([_digests(problem), fusion.name, fusion.resolved(), fusion.seed, fusion.models])

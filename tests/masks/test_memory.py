@@ -1,0 +1,77 @@
+"""Training in less memory: logits in bfloat16, and steps in the backward pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from resafe.errors import InputError
+from resafe.masks.engine import EngineSettings
+from resafe.masks.processes import Processes
+from tests.masks.test_modules import masked
+from tests.masks.test_train import ITEMS, SHORT, trainer
+
+
+def logits_of(made):
+    return {key: value.detach().float().clone() for key, value in made.logits.values.items()}
+
+
+@pytest.mark.parametrize("loss", ["sft", "sigmoid"])
+def test_steps_in_the_backward_pass_are_those_after_it(lab, loss):
+    settings = replace(SHORT, loss=loss, removal_price=0.1)
+    plain, early = trainer(lab, settings), trainer(lab, settings, engine=EngineSettings(step_in_backward=True))
+    plain.run(), early.run()
+    assert all(value.grad is None for value in early.logits.parameters())
+    for key, value in logits_of(plain).items():
+        torch.testing.assert_close(early.logits.values[key].detach(), value, rtol=0, atol=1e-6)
+    early.loss(early.batches.at(0))[0].backward()  # scores and the like take gradients, and move nothing
+    assert all(value.grad is not None for value in early.logits.parameters())
+    assert plain.identity() != early.identity()
+
+
+def test_steps_in_the_backward_pass_resume(lab, tmp_path):
+    engine = EngineSettings(step_in_backward=True)
+    straight = trainer(lab, engine=engine)
+    straight.run()
+    trainer(lab, engine=engine, work=tmp_path, checkpoint_every=3).run()
+    again = trainer(lab, engine=engine, work=tmp_path)
+    assert again.resume() == 3
+    again.run()
+    for key, value in logits_of(straight).items():
+        assert torch.equal(again.logits.values[key].detach(), value)
+
+
+def in_bfloat16(lab, optimizer="adamw", work=None, **more):
+    from resafe.masks import MaskTrainer
+
+    model, values, _ = masked(lab)
+    values.to(torch.bfloat16)
+    engine = EngineSettings(logits="bfloat16", optimizer=optimizer)
+    return MaskTrainer(model, values, ITEMS, SHORT, pad_id=1, engine=engine, work=work, **more)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+def test_logits_in_bfloat16_follow_those_in_float32(lab, tmp_path, optimizer):
+    pytest.importorskip("torchao")
+    plain, small = trainer(lab), in_bfloat16(lab, optimizer)
+    plain.run(), small.run()
+    found = torch.cat([value.flatten() for value in logits_of(small).values()])
+    wanted = torch.cat([value.flatten() for value in logits_of(plain).values()])
+    assert {value.dtype for value in small.logits.parameters()} == {torch.bfloat16}
+    assert float((found - wanted).abs().mean()) < 0.05 * float(wanted.abs().mean())
+    in_bfloat16(lab, optimizer, tmp_path, checkpoint_every=3).run()
+    again = in_bfloat16(lab, optimizer, tmp_path)
+    assert again.resume() == 3
+    again.run()
+    assert torch.equal(torch.cat([value.flatten() for value in logits_of(again).values()]), found)
+
+
+def test_what_cannot_be(lab):
+    with pytest.raises(InputError, match="before their norm is known"):
+        trainer(lab, replace(SHORT, max_norm=1.0), engine=EngineSettings(step_in_backward=True))
+    for engine in (EngineSettings(step_in_backward=True), EngineSettings(logits="bfloat16")):
+        with pytest.raises(InputError, match="are for one process"):
+            trainer(lab, engine=engine, processes=Processes(0, 2))
