@@ -135,6 +135,7 @@ def test_align_runs_sft_then_dpo(base: str, tmp_path: Path) -> None:
         ({"harmful_share": 1.5}, "harmful_share is 1.5"),
         ({"max_bad_share": -1}, "max_bad_share is -1"),
         ({"examples": 0}, "examples is 0"),
+        ({"start": Start(device="tpu")}, "'tpu'"),
         ({"data_dir": Path("/no/such")}, "data_dir /no/such: no such directory"),
         ({"start": Start(lora={"alpha": -1.0}, device="cpu")}, "'alpha' is -1"),
         (
