@@ -13,7 +13,7 @@ from resafe.masks.concrete import Export, Granularity, Rescale, Sampling
 from resafe.masks.engine import EngineSettings, OptimizerName, StorageName
 from resafe.masks.format import load_masks
 from resafe.masks.losses import LossName
-from resafe.masks.train import Reference
+from resafe.masks.reference import Reference
 from resafe.realign.base import Family, Problem, realign_method
 from resafe.realign.learn import Limits, train_mask
 from resafe.realign.mask_family import mask_family

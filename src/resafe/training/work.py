@@ -14,9 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from resafe.checkpoints.staging import check_replaceable
 from resafe.errors import InputError
 from resafe.provenance import digest_value
 
@@ -28,6 +25,7 @@ _HEAD_BYTES = 4096
 
 def processes() -> Any:
     """The processes of this run (accelerate's state): one, or those that `accelerate launch` started."""
+    import torch
     from accelerate import PartialState  # type: ignore[import-untyped]
 
     return PartialState(cpu=not torch.cuda.is_available())
@@ -43,6 +41,8 @@ def weights_digest(model: Any) -> str:
 
     Enough to tell one start from another without reading gigabytes of frozen weights.
     """
+    import torch
+
     hasher = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         hasher.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {parameter.requires_grad};".encode())
@@ -65,6 +65,8 @@ def checked_work_directory(out: Path) -> Path:
     Raises:
         InputError: It holds something else, which a run would remove; or `out` is not ours to write.
     """
+    from resafe.checkpoints.staging import check_replaceable
+
     check_replaceable(Path(os.path.realpath(out)))  # now, and not when training is done
     work = work_directory(out)
     if work.exists() and not work.is_dir():

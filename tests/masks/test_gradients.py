@@ -1,0 +1,172 @@
+"""Gradients of the loop through each fusion, against the same model written out by hand and against differences."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.func import functional_call
+
+from resafe.fusion import Fusion
+from resafe.masks import MaskTrainer, TrainSettings, encode_items
+from resafe.tensors import bernoulli
+from tests.evals.tiny import tiny_tokenizer
+from tests.masks.test_modules import masked
+from tests.tiny import KEEP, PAIRS
+
+ITEMS = encode_items(tiny_tokenizer(), None, PAIRS, KEEP)
+BATCH = [ITEMS[0], ITEMS[3], ITEMS[7], ITEMS[11]]
+KINDS = ["average", "task_arithmetic", "ties", "dare"]
+FUSIONS = {
+    "average": Fusion("average"),
+    "task_arithmetic": Fusion("task_arithmetic", {"weight": 0.7}),
+    "ties": Fusion("ties", {"keep": 0.3, "weight": 0.9}),
+    "dare": Fusion("dare", {"drop": 0.2, "weight": 0.6}, seed=3),
+}
+
+
+def ready(lab, fusion, per_task, **settings):
+    """A trainer at random logits, and the task vectors."""
+    model, values, vectors = masked(lab, ("tuned", "tuned2"), fusion=fusion, per_task=per_task)
+    torch.manual_seed(0)
+    for key in sorted(values.values):
+        values.values[key].data = torch.randn(values.values[key].shape)
+    return MaskTrainer(model, values, ITEMS, TrainSettings(**settings), pad_id=1), vectors
+
+
+def fused(kind, parts):
+    """F of {name: [m ⊙ τ_1, m ⊙ τ_2]} as the papers have it; trims, signs and drops are constants to the gradient."""
+    if kind == "average":
+        return {name: (a + b) / 2 for name, (a, b) in parts.items()}
+    if kind == "task_arithmetic":
+        return {name: 0.7 * (a + b) for name, (a, b) in parts.items()}
+    if kind == "dare":
+        return {
+            name: 0.6
+            * sum(part * bernoulli(part.shape, 0.8, 3, "dare", str(k), name) / 0.8 for k, part in enumerate(both))
+            for name, both in parts.items()
+        }
+    bounds = []
+    for k in range(2):
+        sizes = torch.cat([both[k].detach().flatten().abs() for both in parts.values()])
+        bounds.append(sizes.sort(descending=True).values[round(0.3 * len(sizes)) - 1])
+    found = {}
+    for name, both in parts.items():
+        kept = [part * (part.detach().abs() >= bound) for part, bound in zip(both, bounds, strict=True)]
+        sign = (kept[0] + kept[1]).detach().sign()
+        agree = [(part.detach().sign() == sign) & (part.detach() != 0) for part in kept]
+        count = (agree[0].float() + agree[1].float()).clamp_min(1)
+        found[name] = 0.9 * (kept[0] * agree[0] + kept[1] * agree[1]) / count
+    return found
+
+
+def by_hand(lab, kind, phi, vectors, per_task):
+    """The mean over the batch of −log p a token, one sequence at a time, on plain merged weights."""
+    parts = {
+        name: [
+            torch.sigmoid(phi[f"task{k}:{name}" if per_task else name]) * vector.delta(name)
+            for k, vector in enumerate(vectors)
+        ]
+        for name in vectors[0].names
+    }
+    factors = {name: vectors[0].aligned(name) + delta for name, delta in fused(kind, parts).items()}
+    plain = lab.plain()
+    weights = {name: value.detach() for name, value in plain.named_parameters()}
+    for name in factors:
+        if "lora_A" in name:
+            target = name.removeprefix("base_model.model.").replace("lora_A.", "")
+            weights[target] = weights[target] + 8 / 4 * factors[name.replace("lora_A", "lora_B")] @ factors[name]
+    losses = []
+    for item in BATCH:
+        ids = torch.tensor([item.chosen.prompt + item.chosen.answer])
+        scores = functional_call(plain, weights, (ids,)).logits[0].log_softmax(-1)
+        start, answer = len(item.chosen.prompt), torch.tensor(item.chosen.answer)
+        losses.append(-scores[start - 1 : -1].gather(1, answer[:, None]).mean())
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("per_task", [False, True], ids=["one mask", "a mask a task"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_by_hand(lab, kind, per_task):
+    made, vectors = ready(lab, FUSIONS[kind], per_task)
+    loss, _ = made.loss(BATCH)
+    loss.backward()
+    phi = {key: value.detach().clone().requires_grad_() for key, value in made.logits.values.items()}
+    wanted = by_hand(lab, kind, phi, vectors, per_task)
+    wanted.backward()
+    assert float(loss) == pytest.approx(float(wanted), rel=1e-5)
+    untouched = 0
+    for key, value in made.logits.values.items():
+        torch.testing.assert_close(value.grad, phi[key].grad, rtol=1e-3, atol=1e-7)
+        assert float(value.grad.abs().sum()) > 0
+        untouched += int((value.grad == 0).sum())
+    if kind == "ties":  # nothing flows through what is trimmed
+        assert untouched > sum(value.numel() for value in phi.values()) / 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_by_differences(lab, kind):
+    """Along the gradient the loss changes by its norm. TIES without its trim, at whose threshold the loss jumps."""
+    fusion = Fusion("ties", {"keep": 1.0, "weight": 0.9}) if kind == "ties" else FUSIONS[kind]
+    made, _ = ready(lab, fusion, per_task=False)
+    made.loss(BATCH)[0].backward()
+    gradients = {key: value.grad.clone() for key, value in made.logits.values.items()}
+    norm = torch.cat([gradient.flatten() for gradient in gradients.values()]).norm()
+    ends = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for key, value in made.logits.values.items():
+                value += sign * (1 if sign > 0 else 2) * 0.05 * gradients[key] / norm
+            ends.append(float(made.loss(BATCH)[0]))
+    assert (ends[0] - ends[1]) / 0.1 == pytest.approx(float(norm), rel=5e-3)
+
+
+def test_task_divergence_over_full_weights(lab):
+    """KL(π_tuned ‖ π) a token on the task's answers, and its gradient, with every linear layer's weight masked."""
+    model, values, (vector,) = masked(lab, ("full",), "base", initial=0.5)
+    task = [item for item in ITEMS if item.side == "task"]
+    made = MaskTrainer(model, values, ITEMS, TrainSettings(task_divergence=0.7), pad_id=1)
+    loss, metrics = made.loss(task)
+    loss.backward()
+
+    plain, tuned = lab.plain(), lab.plain("full")
+    weights = {name: value.detach() for name, value in plain.named_parameters()}
+    phi = {key: value.detach().clone().requires_grad_() for key, value in values.values.items()}
+    assert len(phi) == 14 and all("_proj" in key for key in phi)
+    weights |= {name: vector.aligned(name) + torch.sigmoid(value) * vector.delta(name) for name, value in phi.items()}
+    divergences, losses = [], []
+    for item in task:
+        ids = torch.tensor([item.chosen.prompt + item.chosen.answer])
+        start, answer = len(item.chosen.prompt), torch.tensor(item.chosen.answer)
+        with torch.no_grad():
+            theirs = tuned(ids).logits[0, start - 1 : -1].log_softmax(-1)
+        ours = functional_call(plain, weights, (ids,)).logits[0, start - 1 : -1].log_softmax(-1)
+        divergences.append((theirs.exp() * (theirs - ours)).sum(1))
+        losses.append(-ours.gather(1, answer[:, None]).mean())
+    divergence = torch.cat(divergences).mean()
+    assert float(divergence) > 1e-3
+    assert metrics["kl/task"] == pytest.approx(float(divergence), rel=1e-4)
+    wanted = torch.stack(losses).mean() + 0.7 * divergence
+    wanted.backward()
+    assert float(loss) == pytest.approx(float(wanted), rel=1e-5)
+    for key, value in values.values.items():
+        torch.testing.assert_close(value.grad, phi[key].grad, rtol=1e-3, atol=1e-7)
+    with values.reading("ones"):
+        same = made.loss(task)[1]["kl/task"]
+    assert abs(same) < 1e-6
+
+
+def test_task_divergence_over_full_weights_keeps_the_task(lab):
+    """Beside the safety pairs alone the price holds the model nearer to the tuned one on the task."""
+    settings = TrainSettings(
+        steps=10, batch_size=6, warmup_steps=1, learning_rate=0.3, shares={"safety": 0.5, "task": 0.5}
+    )
+    found = []
+    for weight in (1e-9, 20.0):
+        model, values, _ = masked(lab, ("full",), "base", initial=1.0)
+        made = MaskTrainer(model, values, ITEMS, replace(settings, task_divergence=weight), pad_id=1)
+        made.run()
+        with torch.no_grad():
+            found.append(made.loss([item for item in ITEMS if item.side == "task"])[1]["kl/task"])
+    assert found[1] < 0.7 * found[0]
