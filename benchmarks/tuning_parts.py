@@ -1,23 +1,25 @@
 """What each part of `resafe tune`'s throughput is worth: the same training with one part changed, in turns.
 
-Each variant trains the same model on the same rows as `benchmarks/tuning.py`'s own side and is timed right after or
-before it; printed is variant over own, in seconds, the median of the rounds: above 1 the part makes training faster.
+Each round trains the same model on the same rows as `benchmarks/tuning.py`'s own side does, once as it is and once with
+each change; printed is changed over own, in seconds, the median of the rounds: above 1 the change makes it slower. On a
+machine that is busy, `--cpu-time` counts the processor time of one thread instead of time on the wall.
 
-    python benchmarks/tuning_parts.py [--json] [--rows 16] [--rounds 2] [--data-dir DIR] [--full] [--only NAME]
+    python benchmarks/tuning_parts.py [--json] [--rows 16] [--rounds 2] [--data-dir DIR] [--full] [--cpu-time]
 """
 
 from __future__ import annotations
 
-import os
 import random
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
+import torch
 from common import base_model, finish
 from tuning import option, ours
 
@@ -67,26 +69,21 @@ def main() -> None:
     base, full = base_model(), "--full" in sys.argv
     tokenizer = load_tokenizer(base)
     rows = load_training("alpaca_gpt4_en", "examples", data_dir=data_dir).examples
-    figures: dict[str, float] = {}
+    if "--cpu-time" in sys.argv:
+        torch.set_num_threads(1)
+        time.perf_counter = time.process_time  # what `train_sft` counts its seconds by
+    seconds: dict[str, list[float]] = {name: [] for name in ("", *VARIANTS)}
+    for turn in range(rounds):
+        picked = rows[turn * rows_each : (turn + 1) * rows_each]
+        for name in seconds if turn % 2 == 0 else reversed(seconds):
+            with tempfile.TemporaryDirectory() as folder, changed(name) as settings:
+                seconds[name].append(ours(base, tokenizer, picked, full, Path(folder) / "out", **settings))
+            print(f"  round {turn + 1}, {name or 'as it is'}: {seconds[name][-1]:.1f} s", flush=True)
+    figures = {}
     for name, title in VARIANTS.items():
-        if option("--only", name) != name:
-            continue
-        ratios, seconds = [], [0.0, 0.0]
-        with tempfile.TemporaryDirectory() as folder:
-            for turn in range(rounds):
-                picked = rows[turn * rows_each : (turn + 1) * rows_each]
-                pair = {}
-                for side in ("own", "variant") if turn % 2 else ("variant", "own"):
-                    with changed(name if side == "variant" else "") as settings:
-                        pair[side] = ours(base, tokenizer, picked, full, Path(folder) / f"{side}-{turn}", **settings)
-                ratios.append(pair["variant"] / pair["own"])
-                seconds = [seconds[0] + pair["own"], seconds[1] + pair["variant"]]
-        figures[f"tuning_without_{name}"] = statistics.median(ratios)
-        print(
-            f"{title:52} {seconds[1]:6.1f} s against {seconds[0]:5.1f} s, ratio {statistics.median(ratios):5.2f} "
-            f"({', '.join(f'{value:.2f}' for value in ratios)}), load {os.getloadavg()[0]:.1f}",
-            flush=True,
-        )
+        ratios = [one / own for one, own in zip(seconds[name], seconds[""], strict=True)]
+        figures[f"tuning_ratio_{name}"] = statistics.median(ratios)
+        print(f"{title:52} {statistics.median(ratios):5.2f} ({', '.join(f'{value:.2f}' for value in ratios)})")
     finish(figures)
 
 

@@ -128,7 +128,21 @@ def test_align_runs_sft_then_dpo(base: str, tmp_path: Path) -> None:
     [
         ({"preset": "lama3"}, "no preset 'lama3'"),
         ({"settings": {"learn_rate": 1}}, "no training setting 'learn_rate'"),
-        ({"settings": {"steps": "many"}}, "wrong kind"),
+        ({"settings": {"steps": "many"}}, "'steps' is 'many', of the wrong kind\nInput should be a valid integer"),
+        ({"settings": {"steps": 1.5}}, "'steps' is 1.5, of the wrong kind"),
+        ({"settings": {"learning_rate": -1}}, "'learning_rate' is -1"),
+        ({"harmful_share": 1.0}, "a harmful_share of 1"),
+        ({"harmful_share": 1.5}, "harmful_share is 1.5"),
+        ({"max_bad_share": -1}, "max_bad_share is -1"),
+        ({"examples": 0}, "examples is 0"),
+        ({"start": Start(device="tpu")}, "'tpu'"),
+        ({"data_dir": Path("/no/such")}, "data_dir /no/such: no such directory"),
+        ({"start": Start(lora={"alpha": -1.0}, device="cpu")}, "'alpha' is -1"),
+        (
+            {"start": Start(lora={"targets": "("}, device="cpu"), "settings": QUICK},
+            "no LoRA adapter fits the model: missing",
+        ),
+        ({"start": Start(lora={"targets": ("nope",)}, device="cpu"), "settings": QUICK}, "no LoRA adapter fits"),
         ({"start": Start(lora={"rnk": 3}, device="cpu")}, "no LoRA setting 'rnk'"),
         ({"start": Start(lora={"rank": 3}, full=True, device="cpu")}, "a training of all weights"),
         ({"start": Start(four_bit=True, device="cpu")}, "needs CUDA"),
@@ -139,6 +153,20 @@ def test_align_runs_sft_then_dpo(base: str, tmp_path: Path) -> None:
 def test_wrong_settings_are_named(base: str, data: str, tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         tune(base, data, out=tmp_path / "a", **{"max_bad_share": 0.1, **change})
+
+
+def test_an_output_that_is_not_ours_is_refused_before_training(base: str, data: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    for verb in (lambda out: tune("no/model", data, out=out), lambda out: align("no/model", out=out)):
+        with pytest.raises(InputError, match="resafe did not write it"):
+            verb(tmp_path / "mine")
+        with pytest.raises(InputError, match="is a file, not a directory"):
+            verb(data)
+    with pytest.raises(InputError, match="refusal_share is 2"):
+        align("no/model", out=tmp_path / "a", refusal_share=2)
+    with pytest.raises(InputError, match="cannot be made: "):
+        tune(base, data, out="/proc/no/such", settings=QUICK, max_bad_share=0.1, start=CPU)
 
 
 def test_four_bit_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:

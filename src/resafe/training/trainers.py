@@ -77,8 +77,13 @@ def resolve_device(device: str) -> str:
     """The device that "auto", "cpu" or "cuda" stands for here: "cpu" or "cuda".
 
     Raises:
-        InputError: CUDA is asked for and there is none.
+        InputError: CUDA is asked for and there is none, or something that is no device.
     """
+    if device != "auto":
+        try:
+            torch.device(device)
+        except RuntimeError:
+            raise InputError(f"there is no device '{device}'", "use device: auto, cpu or cuda") from None
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device 'cuda' was asked for, and this machine has none", "use device: auto or cpu")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device

@@ -13,7 +13,7 @@ from typing import Any
 
 from resafe.errors import InputError
 from resafe.evals.records import Record
-from resafe.evals.utility.names import task_names
+from resafe.evals.utility.names import check_request, task_names
 from resafe.evals.utility.results import TaskScore, UtilityResult
 
 _METRICS = ("acc", "exact_match", "pass@1")
@@ -89,13 +89,7 @@ def evaluate_lm(
 ) -> UtilityResult:
     """As `evaluate_utility`, on any model of lm-eval (an `lm_eval.api.model.LM`), such as its vLLM class."""
     names = task_names(tasks)
-    if not names:
-        raise InputError("no tasks", "name at least one, for example: --tasks copa,xcopa_zh")
-    if isinstance(limit, Mapping) and set(limit) - set(names):
-        raise InputError(f"a limit for {sorted(set(limit) - set(names))}, which is not measured", "name it in --tasks")
-    counts = limit.values() if isinstance(limit, Mapping) else [limit]
-    if any(count is not None and count < 1 for count in counts):
-        raise InputError("a limit below 1", "give a number of items, at least 1")
+    check_request(names, limit, fewshot)
     start = time.monotonic()
     code = None
     if allow_code_execution:

@@ -68,7 +68,20 @@ def load_tasks(
                 f"{local_file(data_dir, name, str(split))}: missing; {name} takes its worked examples from it",
                 "put the rows there, or ask for none: --fewshot 0",
             )
+        if fewshot and task.get_config("num_fewshot"):
+            own_split = task.get_config("fewshot_split") in (None, task.get_config("test_split"))
+            there = len(task.fewshot_docs() or ()) - own_split  # an item is no example for itself
+            if fewshot > there:
+                raise InputError(f"{name} has {there} worked examples, {fewshot} are too many", "lower --fewshot")
     return loaded
+
+
+def check_known(names: Sequence[str]) -> None:
+    """Raises InputError for a name that lm-eval does not know; reads its index only where a name needs it."""
+    from lm_eval.tasks import TaskManager
+
+    if others := [name for name in names if name not in TASKS]:
+        _check_known(others, TaskManager())
 
 
 def _definition(name: str) -> dict[str, Any]:
@@ -92,7 +105,7 @@ def _check_known(names: Sequence[str], manager: Any) -> None:
 
     for name in names:
         if name not in manager.task_index:
-            near = difflib.get_close_matches(name, [*manager.task_index, *TASKS], n=3)
+            near = difflib.get_close_matches(name, sorted({*manager.task_index, *TASKS}), n=3)
             hint = f"did you mean {', '.join(near)}?" if near else "see all names: lm_eval ls tasks"
             raise InputError(f"lm-eval has no task {name!r}", hint)
 
