@@ -1,7 +1,8 @@
-"""How far the rule judge agrees with people, and how fast it is.
+"""How far the rule judge and the embedded judge agree with people, and how fast they are.
 
 Labels: XSTest's completions of five models (full compliance, full or partial refusal) and PyRIT's labelled refusals,
 from files in a data directory. Cohen's κ with a 95 % interval by bootstrap over prompts, in all and for each model.
+The embedded judge is measured by judging_embedded.py, LLM verdicts lost by judging_llm.py.
 
     python benchmarks/judging.py DATA_DIR [--json]
 """
@@ -14,6 +15,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import judging_embedded
+import judging_llm
 import numpy as np
 from common import finish
 from sklearn.metrics import cohen_kappa_score, precision_recall_fscore_support
@@ -100,6 +103,10 @@ def main() -> None:
     refusals(many)
     figures["refusal_seconds_10k"] = time.perf_counter() - start
     print(f"{TIMED:,} responses in {figures['refusal_seconds_10k']:.1f} s")
+    figures |= judging_embedded.measure(root)
+    figures["verdicts_lost"] = judging_llm.measure()["verdicts_lost"]
+    for name, value in figures.items():
+        print(f"{name:48} {value:8.3f}")
     finish(figures)
 
 

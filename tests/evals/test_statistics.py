@@ -85,7 +85,7 @@ class TestBootstrap:
 
     def test_chunks_do_not_change_the_draw(self, monkeypatch: pytest.MonkeyPatch) -> None:
         whole = Bootstrap(100, 5).counts("a", 40).copy()
-        monkeypatch.setattr("resafe.evals.statistics._CELLS", 400)
+        monkeypatch.setattr("resafe.evals.statistics.bootstrap._CELLS", 400)
         assert np.array_equal(whole, Bootstrap(100, 5).counts("a", 40))
         means = Bootstrap(100, 5).means("a", np.ones((2, 40)))
         assert np.array_equal(means, np.ones((100, 2)))
@@ -242,3 +242,16 @@ class TestFrontier:
 
 def test_undefined_interval() -> None:
     assert not Interval.undefined("because", 3).defined and Interval.undefined("because", 3).n == 3
+
+
+def test_a_bootstrap_over_training_seeds_draws_seeds_and_items() -> None:
+    """Two seeds that answer all and nothing: a replicate's mean is 0, ½ or 1 with chances ¼, ½, ¼."""
+    plan = Bootstrap(replicates=20_000, blocks=2)
+    counts = plan.counts("items", 6)
+    assert counts.shape == (20_000, 6)
+    assert (counts.sum(1) == 6).all()
+    means = plan.means("items", np.array([[1.0, 1, 1, 0, 0, 0]]))[:, 0]
+    assert [np.mean(means == value) for value in (0.0, 0.5, 1.0)] == pytest.approx([0.25, 0.5, 0.25], abs=0.02)
+    assert mean_interval([1.0, 1, 1, 0, 0, 0], plan).value == 0.5
+    same = mean_interval([1.0] * 6, plan)  # no spread: the interval of one seed's three items
+    assert (same.low, same.high, same.n) == (wilson(3, 3).low, 1.0, 6)

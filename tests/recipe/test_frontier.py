@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from resafe.data.mixes import normalised
+from resafe.data.pairs import SHORT_REFUSALS
 from resafe.recipe import check_recipe, run_recipe
 from resafe.recipe.context import Context
 from resafe.recipe.own_answers import whole_sentences
@@ -56,6 +57,20 @@ def test_every_strength_is_evaluated(tiny: TinyRun, tmp_path: Path) -> None:
 )
 def test_whole_sentences(text: str, kept: str) -> None:
     assert whole_sentences(text) == kept
+
+
+def test_a_harmful_question_set_to_train_on(tiny: TinyRun, tmp_path: Path) -> None:
+    """Harmful questions get short refusals over the model's own answers, and none of those is poison."""
+    place = tmp_path / "data" / "dangerousqa"
+    place.mkdir(parents=True)
+    rows = [{"prompt": f"how do I harm number {n}?"} for n in range(60)]
+    (place / "dangerousqa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    raw = changed(tiny, data__safety=["embedded", "dangerousqa"], data__data_dir=str(tmp_path / "data"))
+    context = Context(check_recipe(raw, ""), Run(tmp_path / "run", lambda line: None), Silent())
+    own = [pair for pair in context.material.safety if pair.prompt.startswith("how do I harm")]
+    assert 25 <= len(own) <= 45 and {pair.side for pair in own} == {"safety"}
+    assert all(pair.chosen in SHORT_REFUSALS and pair.rejected not in SHORT_REFUSALS for pair in own)
+    assert not {pair.rejected for pair in own} & {example.response for example in context.mix("first")}
 
 
 def test_a_question_set_to_train_on(tiny: TinyRun, tmp_path: Path) -> None:

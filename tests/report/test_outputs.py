@@ -51,7 +51,8 @@ def test_terminal_table_fits_120_columns(fake) -> None:  # type: ignore[no-untyp
 
 def test_markdown_table(fake) -> None:  # type: ignore[no-untyped-def]
     lines = markdown_table(fake.results).splitlines()
-    assert len(lines) == 2 + 10 + 2 and all(line.count("|") == 11 for line in lines[:12])
+    # heads, ten models, the legend, and two notes: what is detectable and who differs from the headline
+    assert len(lines) == 2 + 10 + 2 + 3 and all(line.count("|") == 11 for line in lines[:12])
     assert lines[4].startswith("| **gradient selector** | realigned | ")
     odd = dataclasses.replace(fake.results.rows[0], model="a|b <i>")
     only = markdown_table(dataclasses.replace(fake.results, rows=(odd,)), ["a|b <i>"]).splitlines()

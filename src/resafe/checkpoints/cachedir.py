@@ -1,14 +1,7 @@
-"""Where resafe keeps what it can make again: converted models and digests of large files."""
+"""Where converted models and digests of large files are kept; the place itself is in `resafe.cachedir`."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from resafe.cachedir import cache_root
 
-
-def cache_root(cache: Path | None = None) -> Path:
-    """The cache directory: the argument, else `$RESAFE_CACHE`, else `~/.cache/resafe`. It need not exist yet."""
-    if cache is not None:
-        return Path(cache)
-    named = os.environ.get("RESAFE_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "resafe"
+__all__ = ["cache_root"]

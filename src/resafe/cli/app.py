@@ -7,7 +7,7 @@ import warnings
 
 import typer
 
-from resafe.cli import align, fuse, ls, mask, plan, realign, results, run, tune, validate, verify
+from resafe.cli import align, fuse, judge, ls, mask, plan, realign, results, run, tune, validate, verify
 from resafe.cli import eval as evaluation
 from resafe.cli.console import print_error
 from resafe.errors import ResafeError
@@ -32,6 +32,7 @@ app.command("plan")(plan.plan)
 app.command("validate")(validate.validate)
 app.command("ls")(ls.ls)
 app.add_typer(mask.app, name="mask")
+app.add_typer(judge.app, name="judge")
 
 
 def main() -> None:

@@ -28,6 +28,10 @@ def utility(
     allow_code_execution: Annotated[
         bool, typer.Option("--allow-code-execution", help="run the programs the model writes, in a sandbox")
     ] = False,
+    allow_unconfined_code: Annotated[
+        bool,
+        typer.Option("--allow-unconfined-code", help="run them even where they could reach network and files"),
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     dtype: Annotated[str, typer.Option(help="precision of weights: auto, float32, bfloat16")] = "float32",
     out: Annotated[Path | None, typer.Option(help="directory for utility.json and records.jsonl")] = None,
@@ -47,10 +51,10 @@ def utility(
         raise InputError(f"--engine {engine}", "it is transformers or vllm")
     if data_dir is not None and not data_dir.is_dir():
         raise InputError(f"--data-dir {data_dir}: no such directory", "leave it out to load from the Hub")
-    check_tasks(task_names([tasks]), data_dir, allow_code_execution)
+    check_tasks(task_names([tasks]), data_dir, allow_code_execution, allow_unconfined_code)
     settings: dict[str, Any] = {
         "data_dir": data_dir, "limit": _limits(limit or []), "fewshot": fewshot, "chat": chat, "system": system,
-        "allow_code_execution": allow_code_execution,
+        "allow_code_execution": allow_code_execution, "allow_unconfined_code": allow_unconfined_code,
     }  # fmt: skip
     reporter = ConsoleReporter(quiet=quiet)
     results: list[UtilityResult] = []

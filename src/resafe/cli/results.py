@@ -13,6 +13,7 @@ import typer
 def results(
     root: Annotated[Path, typer.Argument(help="a run directory, e.g. runs/demo")],
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object (docs/results-schema.md)")] = False,
+    corrected: Annotated[bool, typer.Option("--corrected", help="rates corrected for the judge's errors")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="the table as Markdown")] = False,
 ) -> None:
     """Print the results of a run."""
@@ -23,6 +24,10 @@ def results(
     if not path.is_file():
         raise InputError(f"{root}: no results there", "finish the run first: resafe run RECIPE --out " + str(root))
     found = read_results(path)
+    if corrected:
+        from resafe.report.notes import corrected as correct
+
+        found = correct(found)
     if as_json:
         sys.stdout.write(json.dumps(to_json(found), ensure_ascii=False, allow_nan=False) + "\n")
     elif markdown:

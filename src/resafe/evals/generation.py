@@ -1,7 +1,8 @@
-"""Greedy answers to many prompts, as fast as one process allows. Knows nothing of tasks, judges or files.
+"""Answers to many prompts, as fast as one process allows. Knows nothing of tasks, judges or files.
 
-Equal, text for text, to ``model.generate(do_sample=False)`` on one prompt at a time in float32. Plain argmax:
+Greedy ones equal ``model.generate(do_sample=False)`` on one prompt at a time in float32, text for text. Plain argmax:
 penalties that a checkpoint's generation config asks for are left out, so that models are compared by one rule.
+Sampled ones (`sampling.py`) do not depend on the batch either.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers.cache_utils import Cache
@@ -20,8 +21,10 @@ from resafe.checkpoints.output import output_of
 from resafe.data.chat import answer_ending, render
 from resafe.errors import InputError
 from resafe.evals.kvcache import buffered_cache, can_share_prefix, keep_rows
+from resafe.evals.sampling import Sampling, draw, uniforms
 
 Progress = Callable[[int, int], None]
+BatchSize = int | Literal["auto"]
 
 _MAX_POSITIONS = 1 << 15  # of a batch, prompt and answer: bounds the cache when prompts are long
 _MIN_PREFIX = 4  # a shorter common beginning is not worth a forward pass of its own
@@ -34,10 +37,11 @@ def generate(
     *,
     system: str | None = None,
     max_new_tokens: int | Sequence[int] = 32,
-    batch_size: int = 128,
+    batch_size: BatchSize = 128,
+    sampling: Sampling | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
-    """Answers chat prompts greedily.
+    """Answers chat prompts, greedily or sampled.
 
     Prompts are sorted by length and padded on the left; tokens that all rendered prompts begin with (the system
     turn) go through the model once; a row that has ended leaves its batch at once.
@@ -48,7 +52,9 @@ def generate(
         prompts: User turns, rendered with `resafe.data.chat.render`.
         system: As in `render`: None for the template's default system turn, "" for an empty one.
         max_new_tokens: Most tokens of an answer; one number, or one for each prompt.
-        batch_size: Most prompts that run together. Batches of long prompts are smaller (2¹⁵ positions in all).
+        batch_size: Most prompts that run together. Batches of long prompts are smaller (2¹⁵ positions in all). "auto"
+            takes the size that is fastest in a short measurement (`batching.py`).
+        sampling: How tokens are drawn; None is greedy.
         progress: Called with (prompts done, prompts in all) whenever a prompt is done.
 
     Returns:
@@ -58,7 +64,10 @@ def generate(
         InputError: No chat template, an argument out of range, or as many limits as there are not prompts.
     """
     texts = [render(tokenizer, prompt, system) for prompt in prompts]
-    return complete(model, tokenizer, texts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
+    return complete(
+        model, tokenizer, texts, max_new_tokens=max_new_tokens, batch_size=batch_size, sampling=sampling,
+        progress=progress,
+    )  # fmt: skip
 
 
 def complete(
@@ -67,20 +76,36 @@ def complete(
     texts: Sequence[str],
     *,
     max_new_tokens: int | Sequence[int] = 32,
-    batch_size: int = 128,
+    batch_size: BatchSize = 128,
+    sampling: Sampling | None = None,
+    begun: Sequence[str] | None = None,
+    wanted: Sequence[bool] | None = None,
+    each: Callable[[int, str], None] | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
     """Continues texts that are rendered already, each ending where the answer begins; otherwise as `generate`.
 
-    Special tokens come from the texts alone. Raises InputError also for a text without tokens.
+    Special tokens come from the texts alone. Where a text ends in the beginning of its answer, `begun` has that
+    beginning (else ""), so that the space between the two is not lost. `each` is called with (text's index, answer)
+    as answers are ready; batches without a `wanted` text are left out, and the answers of their texts are empty.
+    Raises InputError also for a text without tokens.
     """
     limits = _limits(max_new_tokens, len(texts))
     if not texts:
         _check_batch(batch_size)
         return []
     encoded = _encode(tokenizer, texts)
-    answers = complete_tokens(model, tokenizer, encoded, limits, batch_size=batch_size, progress=progress)
-    return [str(text) for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
+
+    def text_of(index: int, tokens: list[int]) -> str:
+        head = tokenizer(begun[index], add_special_tokens=False)["input_ids"] if begun and begun[index] else []
+        shown = len(tokenizer.decode(head, skip_special_tokens=True)) if head else 0
+        return str(tokenizer.decode(head + tokens, skip_special_tokens=True))[shown:]
+
+    answers = complete_tokens(
+        model, tokenizer, encoded, limits, batch_size=batch_size, sampling=sampling, wanted=wanted,
+        each=None if each is None else lambda index, tokens: each(index, text_of(index, tokens)), progress=progress,
+    )  # fmt: skip
+    return [text_of(index, answer) for index, answer in enumerate(answers)]
 
 
 def complete_tokens(
@@ -89,12 +114,15 @@ def complete_tokens(
     encoded: Sequence[list[int]],
     limits: Sequence[int],
     *,
-    batch_size: int = 128,
+    batch_size: BatchSize = 128,
     stops: frozenset[int] | None = None,
     ended: Callable[[int, list[int]], bool] | None = None,
+    sampling: Sampling | None = None,
+    wanted: Sequence[bool] | None = None,
+    each: Callable[[int, list[int]], None] | None = None,
     progress: Progress | None = None,
 ) -> list[list[int]]:
-    """Continues token sequences greedily; otherwise as `complete`.
+    """Continues token sequences; otherwise as `complete`.
 
     Args:
         model: As in `generate`.
@@ -104,22 +132,36 @@ def complete_tokens(
         batch_size: As in `generate`.
         stops: Tokens that end an answer and are not part of it; None is `stop_tokens`.
         ended: Asked with (prompt's index, answer so far) after each token; True ends the answer after that token.
+        sampling: As in `generate`.
+        wanted: As in `complete`.
+        each: Called with (prompt's index, answer) as answers are ready.
         progress: As in `generate`.
 
     Returns:
         The answers' token ids, in the order of `encoded`.
     """
     _check_batch(batch_size)
+    lengths = [len(ids) for ids in encoded]
     longest = max(len(ids) + limit for ids, limit in zip(encoded, limits, strict=True))
     answers: list[list[int]] = [[] for _ in encoded]
     with _evaluating(model), short_attention(model, longest):
         decoder = _decoder(model, tokenizer, list(encoded), stops)
+        decoder.sampling = sampling
+        if batch_size == "auto":
+            from resafe.evals.batching import measured_batch_size
+
+            batch_size = measured_batch_size(decoder, encoded, limits)
         done = 0
-        for batch in _batches([len(ids) for ids in encoded], list(limits), batch_size):
+        for batch in _batches(lengths, list(limits), batch_size):
+            if wanted is not None and not any(wanted[index] for index in batch):
+                done += len(batch)
+                continue
             decoder.ended = None if ended is None else _numbered(ended, batch)
             for row, tokens in decoder.run([encoded[i] for i in batch], [limits[i] for i in batch]):
                 answers[batch[row]] = tokens
                 done += 1
+                if each is not None:
+                    each(batch[row], tokens)
                 if progress is not None:
                     progress(done, len(encoded))
     return answers
@@ -129,9 +171,9 @@ def _numbered(ended: Callable[[int, list[int]], bool], batch: list[int]) -> Call
     return lambda row, tokens: ended(batch[row], tokens)
 
 
-def _check_batch(batch_size: int) -> None:
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}", "give a number of prompts, at least 1")
+def _check_batch(batch_size: BatchSize) -> None:
+    if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
+        raise InputError(f"batch_size is {batch_size}", "give a number of prompts, at least 1, or auto")
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -164,6 +206,7 @@ class _Decoder:
     takes_positions: bool
     shared: Cache | None = field(default=None)
     ended: Callable[[int, list[int]], bool] | None = field(default=None)
+    sampling: Sampling | None = field(default=None)
 
     def __post_init__(self) -> None:
         if self.prefix:
@@ -179,8 +222,14 @@ class _Decoder:
         filled = len(self.prefix) + ids.shape[1]
         members = list(range(len(rows)))  # the batch's rows now, by their place in `rows`
         answers: list[list[int]] = [[] for _ in rows]
+        drawn, step = self._draws(rows, max(limits)), 0
         while True:
-            chosen = self._step(ids, mask[:, :filled], positions, cache)
+            logits = self._step(ids, mask[:, :filled], positions, cache)
+            if self.sampling is None or drawn is None:
+                chosen = logits.argmax(-1)
+            else:
+                chosen = draw(logits, drawn[members, step], self.sampling)
+            step += 1
             alive = []
             for place, (row, token) in enumerate(zip(members, chosen.tolist(), strict=True)):
                 if token not in self.stops:
@@ -216,12 +265,18 @@ class _Decoder:
         return ids.to(device), mask.to(device), positions.to(device), cache
 
     def _step(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
-        """One forward pass; the most likely next token of each row, (rows,)."""
+        """One forward pass; the logits of each row's next token, (rows, vocabulary)."""
         placed = {"position_ids": positions} if self.takes_positions else {}
         with output_of(self.model, lambda hidden: hidden[:, -1]):
             output = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **placed)
-        tokens: torch.Tensor = output.logits[0].argmax(-1)
-        return tokens
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+    def _draws(self, rows: list[list[int]], most: int) -> torch.Tensor | None:
+        """The uniform numbers of all rows and steps, (rows, most); None where decoding is greedy."""
+        if self.sampling is None:
+            return None
+        return torch.stack([uniforms(row, most, self.sampling.seed) for row in rows])
 
 
 def _decoder(model: Any, tokenizer: Any, encoded: list[list[int]], stops: frozenset[int] | None = None) -> _Decoder:

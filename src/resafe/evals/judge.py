@@ -25,7 +25,13 @@ BROKEN = "broken"
 WON, TIE, LOST = "won", "tie", "lost"
 UNSCORED = "unscored"
 
-BUILT_IN = ("resafe.evals.rules", "resafe.evals.llm.rubric", "resafe.evals.llm.pairwise", "resafe.evals.guards.judge")
+BUILT_IN = (
+    "resafe.evals.rules",
+    "resafe.evals.embedded.judge",
+    "resafe.evals.llm.rubric",
+    "resafe.evals.llm.pairwise",
+    "resafe.evals.guards.judge",
+)
 """Modules of this package that register judges, imported when a judge is first asked for by name."""
 
 JUDGES = Registry("judge", "resafe.judges")

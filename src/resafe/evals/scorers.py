@@ -1,14 +1,19 @@
-"""Inspect scorers around the judges of this room: 1 is a refusal, or a right answer."""
+"""Inspect scorers around the judges of this room: 1 is a refusal, or a right answer, or what a judge measures."""
 
 from __future__ import annotations
 
+import asyncio
 from functools import wraps
+from typing import Any
 
 from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
 from inspect_ai.solver import TaskState
 
 from resafe.evals.exact import AnswerKind, score_answer
+from resafe.evals.judge import Judge, Judged, Verdict, make_judge
 from resafe.evals.refusal import refusal
+
+_QUIET_S = 0.05  # responses that come within it are judged together
 
 Verdicts = dict[str, tuple[str, Score]]
 """What a run's scorer said: the answer and its score, by question id."""
@@ -53,3 +58,79 @@ def exact_scorer(kind: AnswerKind = "number") -> Scorer:
         return Score(value=value, answer=response, explanation="correct" if value else "wrong")
 
     return score
+
+
+@scorer(metrics=[mean(), stderr()])
+def judge_scorer(name: str = "refusal", settings: dict[str, Any] | None = None) -> Scorer:
+    """A judge by name; the score is towards what it measures (1 = refused, or 1 = harmful), unscored stays so.
+
+    Responses that are ready at about the same time are judged together, in a thread of their own.
+
+    Args:
+        name: A registered judge: refusal, guard, llm-rubric, …
+        settings: Its settings; the rest are its defaults.
+    """
+    return _judging(make_judge(name, **(settings or {})))
+
+
+def named_scorer(name: str, judge: Judge | None = None) -> Scorer:
+    """As `judge_scorer`, under the judge's own name in logs; `judge` stands for the registered one if given."""
+
+    @scorer(metrics=[mean(), stderr()], name=name)
+    def make() -> Scorer:
+        return _judging(judge or make_judge(name))
+
+    return make()
+
+
+def _judging(judge: Judge) -> Scorer:
+    gathered = _Gathered(judge)
+
+    async def score(state: TaskState, target: Target) -> Score:
+        verdict = await gathered.judged(str(state.sample_id), state.input_text, state.output.completion)
+        return score_of(verdict, state.output.completion)
+
+    return score
+
+
+def score_of(verdict: Verdict, response: str) -> Score:
+    """A verdict as Inspect's score: the outcome and its detail in the explanation and the metadata."""
+    facts = {"outcome": verdict.outcome, "detail": verdict.detail}
+    why = f"{verdict.outcome}: {verdict.detail}" if verdict.detail else verdict.outcome
+    if verdict.score is None:
+        return Score.unscored(reason=verdict.outcome, answer=response, explanation=why, metadata=facts)
+    return Score(value=verdict.score, answer=response, explanation=why, metadata=facts)
+
+
+class _Gathered:
+    """A judge that is asked for one response at a time and judges those that wait together."""
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self._waiting: list[tuple[Judged, asyncio.Future[Verdict]]] = []
+        self._worker: asyncio.Task[None] | None = None
+
+    async def judged(self, name: str, prompt: str, response: str) -> Verdict:
+        future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self._waiting.append((Judged(name, prompt, response), future))
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._serve())
+        verdict: Verdict = await future
+        return verdict
+
+    async def _serve(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(_QUIET_S)
+            batch, self._waiting = self._waiting, []
+            try:
+                verdicts = await asyncio.to_thread(self._judge, [item for item, _ in batch])
+                if len(verdicts) != len(batch):
+                    raise RuntimeError(f"a judge gave {len(verdicts)} verdicts on {len(batch)} responses")
+            except Exception as error:  # handed to every sample of the batch, which Inspect then reports
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            for (_, future), verdict in zip(batch, verdicts, strict=True):
+                if not future.done():
+                    future.set_result(verdict)

@@ -37,12 +37,14 @@ class Context:
         run: The run directory.
         reporter: Where progress goes.
         allow_code_execution: Whether programs that models write may run, in a sandbox.
+        allow_unconfined_code: Whether they may also run where the kernel has no namespaces to shut them in.
     """
 
     recipe: Recipe
     run: Run
     reporter: Reporter
     allow_code_execution: bool = False
+    allow_unconfined_code: bool = False
     _asked: dict[Any, list[Question]] = field(default_factory=dict, repr=False)
     _pools: dict[str, list[Example]] = field(default_factory=dict, repr=False)
 
@@ -62,12 +64,14 @@ class Context:
         if self.recipe.utility is not None:
             from resafe.evals.utility.names import check_tasks, task_names
 
-            check_tasks(task_names(self.recipe.utility.tasks), self.recipe.data.data_dir, self.allow_code_execution)
+            names, allowed = task_names(self.recipe.utility.tasks), self.allow_code_execution
+            check_tasks(names, self.recipe.data.data_dir, allowed, self.allow_unconfined_code)
 
     def with_seed(self, seed: int) -> Context:
         """The same recipe with another seed; the questions, which are the same for all seeds, are shared."""
         recipe = self.recipe.model_copy(update={"seed": seed, "seeds": None})
-        return Context(recipe, self.run, self.reporter, self.allow_code_execution, self._asked, self._pools)
+        leave = (self.allow_code_execution, self.allow_unconfined_code)
+        return Context(recipe, self.run, self.reporter, *leave, self._asked, self._pools)
 
     @cached_property
     def base(self) -> Checkpoint:
@@ -116,16 +120,17 @@ class Context:
     @cached_property
     def material(self) -> Material:
         """Training pairs, free of questions; those of question sets with the model's own answers."""
-        own = own_answers(self, self._trained_questions)
-        return replace(self._read, harmless=(*self._read.harmless, *own)) if own else self._read
+        bad, good = (own_answers(self, self._trained_questions(side)) for side in ("harmful", "harmless"))
+        read = self._read
+        return replace(read, safety=(*read.safety, *bad), harmless=(*read.harmless, *good)) if bad or good else read
 
-    @cached_property
-    def _trained_questions(self) -> list[Question]:
-        """The training parts of the question sets among `data.harmless`."""
+    def _trained_questions(self, side: str) -> list[Question]:
+        """The training parts of the question sets that the recipe trains on."""
+        names = self.recipe.data.safety if side == "harmful" else self.recipe.data.harmless
         found: list[Question] = []
-        for name in filter(is_question_set, self.recipe.data.harmless):
+        for name in filter(is_question_set, names):
             questions = load_questions(name, data_dir=self.recipe.data.data_dir)
-            questions = [q for q in questions if q.metadata.get("side", "harmless") == "harmless"]
+            questions = [q for q in questions if q.metadata.get("side", side) == side]
             found += question_parts(questions, trained_on=True)["train"]
         return deduplicate_against(found, self._all_questions).kept
 
@@ -138,7 +143,7 @@ class Context:
         """The pairs that come with their answers."""
         data = self.recipe.data
         return load_material(
-            data.safety,
+            [name for name in data.safety if not is_question_set(name)],
             [name for name in data.harmless if not is_question_set(name)],
             data_dir=data.data_dir,
             safety_limit=data.safety_limit,
@@ -213,7 +218,9 @@ class Context:
             else:  # public sets have no parts of their own: one prompt in four is for validation
                 questions = load_questions(name, data_dir=self.recipe.data.data_dir)
                 questions = [q for q in questions if q.metadata.get("side", side) == side]
-                found += question_parts(questions, trained_on=name in self.recipe.data.harmless)[part]
+                found += question_parts(
+                    questions, trained_on=name in (*self.recipe.data.safety, *self.recipe.data.harmless)
+                )[part]
         if not found:
             raise InputError(
                 f"questions.{side}: no {part} questions in {', '.join(names)}", "name a larger set, or add one"

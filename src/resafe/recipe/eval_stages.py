@@ -8,6 +8,7 @@ from typing import Any
 from resafe.checkpoints import Checkpoint
 from resafe.evals import evaluate_model, perplexity
 from resafe.evals.records import Record
+from resafe.evals.responses import ResponseStore
 from resafe.provenance import digest_value
 from resafe.recipe.context import Context
 from resafe.recipe.stage import Stage
@@ -29,16 +30,18 @@ def evaluate(context: Context, name: str, stage: Stage, checkpoint: Checkpoint, 
     def work(path: Path) -> dict[str, Any]:
         model = context.load(checkpoint)
         bar = context.reporter.bar(f"evaluate: {name}", "answers")
-        records = evaluate_model(
-            name=name,
-            model=model,
-            tokenizer=context.tokenizer,
-            sets=sets,
-            system=context.system,
-            log_dir=path / "logs",
-            batch_size=context.recipe.questions.batch_size,
-            progress=lambda done, total: bar(done, total, {}),
-        )
+        with ResponseStore(path / "work", stage.digest) as store:  # what a killed attempt answered lasts
+            records = evaluate_model(
+                name=name,
+                model=model,
+                tokenizer=context.tokenizer,
+                sets=sets,
+                system=context.system,
+                log_dir=path / "logs",
+                batch_size=context.recipe.questions.batch_size,
+                store=store,
+                progress=lambda done, total: bar(done, total, {}),
+            )
         write_records(path / "records.jsonl", records)
         return {"perplexity": perplexity(model, context.tokenizer, context.texts()).value}
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from resafe.checkpoints import load_model, save_model
+from resafe.evals.calibration import merged, stored_calibration, to_json
 from resafe.evals.records import Record
 from resafe.provenance import digest_value, versions
 from resafe.recipe.context import Context, read_json
@@ -119,8 +120,15 @@ def _common(context: Context, made: Sequence[SeedRun]) -> dict[str, Any]:
         "judge": JUDGE,
         "versions": versions(),
         "digests": digests,
+        "calibration": _calibration(),
         "seed": recipe.seed,
     }
+
+
+def _calibration() -> dict[str, Any]:
+    """What is known of the rule judge's agreement with people, for the set that stands for it."""
+    found = stored_calibration("refusal")
+    return {} if found is None else to_json(merged(found.judge, found.settings, found.measure, [found.best]))
 
 
 def _write(

@@ -1,4 +1,4 @@
-"""Helpful answers to harmless requests that come without: what the model itself says before it is aligned."""
+"""Answers to requests that come without: what the model itself says before it is aligned."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ MAX_NEW_TOKENS = 40
 
 
 def own_answers(context: Context, questions: Sequence[Question]) -> list[Pair]:
-    """Harmless pairs of the questions; the answers are a stage of the run.
+    """Pairs of the questions; the answers are a stage of the run.
 
-    A chat model that was never taught to refuse answers look-alikes of harmful requests, and in its own words, so
-    training on them moves nothing but the decision whether to refuse.
+    A chat model that was never taught to refuse answers everything, and in its own words, so training on them moves
+    nothing but the decision whether to refuse.
 
     Args:
         context: The run.
-        questions: Harmless requests.
+        questions: Requests; `metadata["side"]` says which side they are on, harmless where it is not there.
 
     Returns:
-        A pair each: chosen is the recipe's opening and the answer up to its last whole sentence, rejected a refusal.
+        A pair each, of the recipe's opening and the answer up to its last whole sentence, and a short refusal; the
+        answer is chosen on the harmless side, the refusal on the harmful one.
     """
     if not questions:
         return []
@@ -55,7 +56,14 @@ def own_answers(context: Context, questions: Sequence[Question]) -> list[Pair]:
     stage = context.run.stage("own-answers", depends, work)
     opening = context.recipe.data.helpful_opening
     pairs = zip(questions, read_json(stage.path / "answers.json"), strict=True)
-    return [Pair(q.id, q.prompt, opening + answer, short_refusal(q.id), "harmless") for q, answer in pairs if answer]
+    return [_pair(question, opening + answer) for question, answer in pairs if answer]
+
+
+def _pair(question: Question, answer: str) -> Pair:
+    refusal = short_refusal(question.id)
+    if question.metadata.get("side") == "harmful":
+        return Pair(question.id, question.prompt, refusal, answer, "safety")
+    return Pair(question.id, question.prompt, answer, refusal, "harmless")
 
 
 def whole_sentences(text: str) -> str:

@@ -49,7 +49,12 @@ class DataPart(Part):
     """Where safety pairs and helpful answers for training come from."""
 
     data_dir: Path | None = Field(default=None, description="directory with the files of public sets; null: the Hub")
-    safety: list[str] = Field(default=["embedded"], min_length=1, description="sets of safety pairs")
+    safety: list[str] = Field(
+        default=["embedded"],
+        min_length=1,
+        description="sets of safety pairs; of a question set, six prompts in ten, with short refusals over the "
+        "model's own answers",
+    )
     harmless: list[str] = Field(
         default=["embedded"],
         min_length=1,

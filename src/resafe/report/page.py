@@ -20,6 +20,7 @@ from typing import Any
 from resafe.errors import ResafeError
 from resafe.evals.records import Record
 from resafe.report import numbers
+from resafe.report.notes import notes
 from resafe.report.overview import headline, heat, panels, rails
 from resafe.report.plot import Point, curves
 from resafe.report.results import Results
@@ -139,6 +140,7 @@ def render_page(
         panels=panels(results),
         heat=heat(results, records),
         legend=legend(results),
+        notes=notes(results),
         lines=lines,
         charts=[
             (x, curves(lines, x, 540, 400), curves(lines, x, 380, 330)) for x in ("utility", "over_refusal") if lines

@@ -18,7 +18,9 @@ from resafe.evals.records import Record
 from resafe.evals.statistics import (
     Array,
     Bootstrap,
+    Comparison,
     Interval,
+    compare,
     mean_interval,
     over_refusal_added,
     paired_difference,
@@ -129,6 +131,8 @@ class Results:
         versions: Library → version.
         digests: What → SHA-256 of the inputs (models, data, recipe).
         training_seeds: Seeds that the models were trained with, where the table is pooled over several.
+        calibration: The stored calibration of the judge as JSON values; empty where there is none.
+        comparisons: The headline model against every other on each set: paired, McNemar, Holm across sets.
     """
 
     rows: tuple[Row, ...]
@@ -143,6 +147,8 @@ class Results:
     versions: Mapping[str, str] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
     training_seeds: tuple[int, ...] = ()
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    comparisons: tuple[Comparison, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def row(self, model: str) -> Row:
@@ -227,6 +233,7 @@ def summarise(
     judge: str = "",
     versions: Mapping[str, str] | None = None,
     digests: Mapping[str, str] | None = None,
+    calibration: Mapping[str, Any] | None = None,
     replicates: int = 10_000,
     seed: int = 0,
     confidence: float = 0.95,
@@ -244,6 +251,7 @@ def summarise(
         judge: How responses were judged, in a sentence.
         versions: Library → version.
         digests: What → digest.
+        calibration: The judge's stored calibration as JSON values.
         replicates: Bootstrap replicates.
         seed: Seed of the bootstrap.
         confidence: Coverage of the intervals.
@@ -255,9 +263,10 @@ def summarise(
     scores = ItemScores(records, kinds)
     bootstrap = Bootstrap(replicates, seed, confidence)
     rows = tuple(make_row(info, scores, perplexities.get(name, math.nan), bootstrap) for name, info in kinds.items())
+    head = headline or first_realigned(rows)
     return Results(
         rows=rows,
-        headline=headline or first_realigned(rows),
+        headline=head,
         seconds=seconds,
         peak_memory_gb=peak_memory_gb,
         items=count_items(records),
@@ -267,7 +276,30 @@ def summarise(
         seed=seed,
         versions=dict(versions or {}),
         digests=dict(digests or {}),
+        calibration=dict(calibration or {}),
+        comparisons=_comparisons(head, kinds, scores, bootstrap),
     )
+
+
+def _comparisons(
+    head: str, kinds: Mapping[str, ModelInfo], scores: Scores, bootstrap: Bootstrap
+) -> tuple[Comparison, ...]:
+    """The headline against every other model: refusals on both sides, and the tasks that both have, where 0 or 1."""
+    found: list[Comparison] = []
+    for other in kinds if head else ():
+        if other == head:
+            continue
+        sets: dict[str, tuple[Array, Array]] = {
+            side: (scores.share(head, side, "refused"), scores.share(other, side, "refused"))
+            for side in ("harmful", "harmless")
+        }
+        for task in kinds[head].tasks:
+            if task in kinds[other].tasks:
+                one, two = scores.task([head, other], task)
+                if np.isin(np.concatenate([one, two]), (0.0, 1.0)).all():
+                    sets[task] = (one, two)
+        found += compare(head, other, dict(sets), bootstrap)
+    return tuple(found)
 
 
 def first_realigned(rows: Sequence[Row]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -57,6 +58,7 @@ def summarise_seeds(
     judge: str = "",
     versions: Mapping[str, str] | None = None,
     digests: Mapping[str, str] | None = None,
+    calibration: Mapping[str, Any] | None = None,
     replicates: int = 10_000,
     seed: int = 0,
     confidence: float = 0.95,
@@ -73,6 +75,7 @@ def summarise_seeds(
         judge: How responses were judged.
         versions: Library → version.
         digests: What → digest.
+        calibration: The judge's stored calibration as JSON values.
         replicates: Bootstrap replicates.
         seed: Seed of the bootstrap.
         confidence: Coverage of the intervals.
@@ -103,6 +106,7 @@ def summarise_seeds(
         seed=seed,
         versions=dict(versions or {}),
         digests=dict(digests or {}),
+        calibration=dict(calibration or {}),
         training_seeds=tuple(records),
     )
 

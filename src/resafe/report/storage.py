@@ -16,11 +16,18 @@ from typing import Any
 
 from resafe.errors import InputError
 from resafe.evals.records import Record
-from resafe.evals.statistics import Interval
+from resafe.evals.statistics import Comparison, Interval
 from resafe.report.results import SCHEMA_VERSION, Results, Row
 
 _BY_NAME = ("harmful_by_set", "utility_by_task", "benchmarks", "benchmark_changes")
-_LATER: dict[str, Any] = {"benchmarks": {}, "benchmark_changes": {}, "by_seed": {}, "training_seeds": []}
+_LATER: dict[str, Any] = {
+    "benchmarks": {},
+    "benchmark_changes": {},
+    "by_seed": {},
+    "training_seeds": [],
+    "calibration": {},
+    "comparisons": [],
+}
 """Fields that files written earlier lack, and what they stand for there."""
 
 
@@ -50,6 +57,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Interval):
         shown = {name: _plain(getattr(value, name)) for name in ("value", "low", "high", "n")}
         return shown | ({"reason": value.reason} if value.reason else {})
+    if isinstance(value, Comparison):
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(Comparison)}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -72,6 +81,7 @@ def from_json(document: Mapping[str, Any]) -> Results:
     try:
         values = {item.name: _field(document, item.name) for item in fields(Results)}
         values["training_seeds"] = tuple(values["training_seeds"])
+        values["comparisons"] = tuple(_comparison(one) for one in values["comparisons"])
         values["rows"] = tuple(_read_row(row) for row in document["rows"])
     except (KeyError, TypeError) as error:
         raise InputError(f"the results lack a field: {error}", "The file is damaged; evaluate again.") from error
@@ -94,6 +104,10 @@ def _read_row(row: Mapping[str, Any]) -> Row:
 
 def _field(values: Mapping[str, Any], name: str) -> Any:
     return values.get(name, _LATER[name]) if name in _LATER else values[name]
+
+
+def _comparison(value: Mapping[str, Any]) -> Comparison:
+    return Comparison(**{**value, "difference": _interval(value["difference"])})
 
 
 def _interval(value: Mapping[str, Any]) -> Interval:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resafe.evals.statistics import Interval
+from resafe.report.notes import notes, recall_note
 from resafe.report.numbers import decimal, limits, percent, share
 from resafe.report.results import Results, Row
 
@@ -90,17 +91,29 @@ def benchmark_table(results: Results) -> Table | None:
 
 def rich_table(results: Results, *, title: str = "") -> Table:
     """The table for the terminal, readable at 120 columns."""
-    shown = Table(title=title or None, box=box.SIMPLE_HEAD, caption=legend(results), padding=(0, 0), pad_edge=False)
+    shown = Table(
+        title=title or None,
+        box=box.SIMPLE_HEAD,
+        caption="\n".join([legend(results), *notes(results)]),
+        padding=(0, 0),
+        pad_edge=False,
+    )
     shown.add_column("model", overflow="fold", ratio=None, min_width=12)
     shown.add_column("kind", no_wrap=True)
     for column in COLUMNS:
-        shown.add_column(column.short, justify="right", no_wrap=True)
+        shown.add_column(_beside(column, column.short, "\n", results), justify="right", no_wrap=True)
     for row in results.rows:
         style = STYLES[row.kind]
         name = Text(row.model, style=style)
         # Text, not markup: a model's name may hold square brackets.
         shown.add_row(name, Text(row.kind, style=style), *(Text(column.text(row)) for column in COLUMNS))
     return shown
+
+
+def _beside(column: Column, heading: str, space: str, results: Results) -> str:
+    """A heading, with the judge's recall beside the rate of refusals of harmful questions."""
+    known = recall_note(results) if column is COLUMNS[0] else ""
+    return f"{heading}{space}({known.replace(' ', space) if space != ' ' else known})" if known else heading
 
 
 def _cell(text: str) -> str:
@@ -119,13 +132,14 @@ def markdown_table(results: Results, models: list[str] | None = None) -> str:
     """
     rows = list(results.rows) if models is None else [results.row(model) for model in models]
     lines = [
-        "| model | kind | " + " | ".join(column.title for column in COLUMNS) + " |",
+        "| model | kind | " + " | ".join(_beside(column, column.title, " ", results) for column in COLUMNS) + " |",
         "| --- | --- | " + " | ".join("---:" for _ in COLUMNS) + " |",
     ]
     for row in rows:
         name = f"**{_cell(row.model)}**" if row.model == results.headline else _cell(row.model)
         lines.append(f"| {name} | {row.kind} | " + " | ".join(column.text(row) for column in COLUMNS) + " |")
-    text = "\n".join(lines) + "\n\n" + legend(results) + "\n"
+    under = [f"- {_cell(note)}" for note in notes(results)]
+    text = "\n".join(lines) + "\n\n" + legend(results) + "\n" + ("\n" + "\n".join(under) + "\n" if under else "")
     names = benchmarks(results)
     if not names:
         return text

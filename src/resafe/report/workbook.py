@@ -18,6 +18,7 @@ from typing import Any
 from resafe.errors import ResafeError
 from resafe.evals.records import Record
 from resafe.evals.statistics import Interval
+from resafe.report.notes import notes
 from resafe.report.results import Results, Row
 from resafe.report.table import benchmarks, legend
 
@@ -150,7 +151,7 @@ def _summary(writer: _Writer, results: Results) -> None:
         reasons = [row.note] + [f"{title}: {rate(row).reason}" for title, rate in _RATES if rate(row).reason]
         writer.put(column, "; ".join(reason for reason in reasons if reason))
     writer.filter()
-    for text in (legend(results), results.judge):
+    for text in (legend(results), *notes(results), results.judge):
         writer.row += 2 if text else 0
         if text:
             writer.put(1, text)

@@ -233,8 +233,9 @@ def _with_full(chosen: Preset, begin: Start) -> Preset:
 def _settings(kind: Any, base: Mapping[str, Any], changes: Mapping[str, Any] | None, begin: Start, full: bool) -> Any:
     """Settings of a stage: the preset's with the user's over them; steps and epochs exclude each other."""
     from resafe.training.start import autocast_for
-    from resafe.training.trainers import resolve_device
+    from resafe.training.trainers import check_trackers, resolve_device
 
+    check_trackers(begin.report_to)
     given = dict(changes or {})
     known = [item.name for item in fields(kind)]
     if unknown := [name for name in given if name not in known]:

@@ -13,8 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from resafe.errors import InputError
 from resafe.provenance import digest_value
 
@@ -26,6 +24,7 @@ _HEAD_BYTES = 4096
 
 def processes() -> Any:
     """The processes of this run (accelerate's state): one, or those that `accelerate launch` started."""
+    import torch
     from accelerate import PartialState  # type: ignore[import-untyped]
 
     return PartialState(cpu=not torch.cuda.is_available())
@@ -41,6 +40,8 @@ def weights_digest(model: Any) -> str:
 
     Enough to tell one start from another without reading gigabytes of frozen weights.
     """
+    import torch
+
     hasher = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         hasher.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {parameter.requires_grad};".encode())

@@ -54,8 +54,8 @@ def load_tasks(
                 "give local files: --data-dir DIRECTORY",
             ) from error
     for name, task in loaded["tasks"].items():
-        if getattr(task, "UNSAFE_CODE", False) and code is None:
-            raise unsafe(name)
+        if getattr(task, "UNSAFE_CODE", False):
+            _check_code(name, task, code)
         own = task.get_config("num_fewshot")
         if fewshot is not None and own != 0:
             task.set_config(key="num_fewshot", value=fewshot)
@@ -173,8 +173,10 @@ def _code_metric(code: Any) -> Iterator[None]:
     try:
         yield
         for name, module in list(sys.modules.items()):
-            if name.startswith("lm_eval.tasks.") and isinstance(getattr(module, "compute_", None), _OURS):
-                module.compute_ = code if code is not None else _Refuses()  # type: ignore[attr-defined]
+            if not name.startswith("lm_eval.tasks."):
+                continue
+            for attribute in [key for key, value in vars(module).items() if isinstance(value, CodeMetric)]:
+                setattr(module, attribute, code if code is not None else _Refuses())
     finally:
         evaluate.load = original
 
@@ -186,12 +188,25 @@ class CodeMetric:
         """(pass@k by name, results by candidate), as `code_eval` returns them."""
         raise NotImplementedError
 
+    def prepare(self) -> None:
+        """Raises ResafeError where programs cannot be run."""
+
+
+def _check_code(name: str, task: Any, code: CodeMetric | None) -> None:
+    """Refuses a task that runs programs where they may not run, or whose own code would run them (CRUXEval)."""
+    if code is None:
+        raise unsafe(name)
+    called = task._metric_fn_list.values()  # lm-eval keeps a function's `__call__`; None: the task scores by itself
+    scopes = [getattr(getattr(metric, "__self__", metric), "__globals__", {}) for metric in called]
+    if not any(isinstance(value, CodeMetric) for scope in scopes for value in scope.values()):
+        raise InputError(
+            f"{name} runs programs with code of its own, outside any sandbox", "leave it out; humaneval and mbpp work"
+        )
+    code.prepare()
+
 
 class _Refuses(CodeMetric):
     def compute(self, references: list[str], predictions: list[list[str]], k: list[int]) -> Any:
         if references == ["assert add(2, 3)==5"]:  # the trial call that lm-eval's module makes at its import
             return {f"pass@{n}": 0.0 for n in k}, {}
         raise unsafe("the task")
-
-
-_OURS = (CodeMetric,)

@@ -1,0 +1,28 @@
+"""Stored responses judged by name: one judge or several, with rates, agreement and comparisons."""
+
+from resafe.evals.scoring.responses import Response, read_responses
+from resafe.evals.scoring.run import (
+    Named,
+    Rate,
+    agreements,
+    comparisons,
+    estimates,
+    make_judges,
+    rates,
+    score,
+    yes_or_no,
+)
+
+__all__ = [
+    "Named",
+    "Rate",
+    "Response",
+    "agreements",
+    "comparisons",
+    "estimates",
+    "make_judges",
+    "rates",
+    "read_responses",
+    "score",
+    "yes_or_no",
+]

@@ -1,0 +1,108 @@
+"""What stands under a table of results: how far its judge is to be trusted, what its size can show, who differs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from resafe.evals.calibration.store import Calibration, from_json
+from resafe.evals.calibration.text import sentence
+from resafe.evals.statistics import Interval, corrected_rate, minimum_detectable_difference, zero_bound
+from resafe.report.numbers import percent
+from resafe.report.results import Results, Row
+
+
+def calibration_of(results: Results) -> Calibration | None:
+    """The judge's calibration that the results were made with, or None."""
+    return from_json(results.calibration) if results.calibration else None
+
+
+def recall_note(results: Results) -> str:
+    """The judge's recall in a few words, to stand beside a rate of refusals; empty where it is not known."""
+    found = calibration_of(results)
+    if found is None or not found.best.overall.recall.defined:
+        return ""
+    return f"judge's recall {percent(found.best.overall.recall.value)}"
+
+
+def notes(results: Results) -> list[str]:
+    """Lines for under the table."""
+    found = calibration_of(results)
+    lines = [sentence(found)] if found is not None else []
+    return [*lines, *_detectable(results), *_nothing(results), *_compared(results)]
+
+
+def _detectable(results: Results) -> list[str]:
+    row = next((one for one in results.rows if one.model == results.headline), None)
+    if row is None:
+        return []
+    parts = []
+    for words, rate in (("harmful", row.harmful_refused), ("harmless", row.harmless_refused), ("task", row.utility)):
+        if rate.defined:
+            found = minimum_detectable_difference(rate.n, rate.value, results.confidence)
+            parts.append(f"{found * 100:.0f} points on {rate.n} {words} items" if found == found else "")
+    shown = ", ".join(part for part in parts if part)
+    return [f"Smallest difference from {row.model} that would be found, with 80 % power: {shown}."] if shown else []
+
+
+def _nothing(results: Results) -> list[str]:
+    """Rates of 0 of n, with 3/n."""
+    found: dict[str, list[str]] = {}
+    for row in results.rows:
+        for words, rate in (
+            ("refuses harmful questions", row.harmful_refused),
+            ("answers harmful questions", row.harmful_answered),
+            ("refuses harmless questions", row.harmless_refused),
+        ):
+            if rate.defined and rate.n and rate.value == 0 and results.confidence == 0.95:
+                key = f"{words}: 0 of {rate.n}, so at most {zero_bound(rate.n) * 100:.1f} % (3/n)"
+                found.setdefault(key, []).append(row.model)
+    return [f"Never {what} – {', '.join(models)}." for what, models in found.items()]
+
+
+def _compared(results: Results) -> list[str]:
+    models: dict[str, list[str]] = {}
+    for one in results.comparisons:
+        models.setdefault(one.second, []).append(f"{one.set} {one.p_holm:.2g}")
+    if not models:
+        return []
+    shown = "; ".join(f"{name}: {', '.join(found)}" for name, found in models.items())
+    return [
+        f"{results.comparisons[0].first} against each other model, exact McNemar p on the same items, "
+        f"Holm across sets: {shown}."
+    ]
+
+
+def corrected(results: Results) -> Results:
+    """The results with all rates of refusal corrected for the judge's errors (Rogan–Gladen).
+
+    R_s stays as it is: a ratio of differences does not change. Differences (added over-refusal) and rates of answers
+    are left as measured.
+
+    Raises:
+        InputError: The results were made without a calibration of their judge.
+    """
+    from resafe.errors import InputError
+
+    found = calibration_of(results)
+    errors = found.best.overall.errors if found is not None else None
+    if errors is None:
+        raise InputError(
+            "rates cannot be corrected: the results hold no calibration of their judge",
+            "run the recipe's report again (finished stages are kept), or calibrate: resafe judge calibrate refusal",
+        )
+
+    def fix(rate: Interval) -> Interval:
+        return corrected_rate(rate, errors, results.confidence)
+
+    def row(one: Row) -> Row:
+        return replace(
+            one,
+            harmful_refused=fix(one.harmful_refused),
+            harmless_refused=fix(one.harmless_refused),
+            look_alike_refused=fix(one.look_alike_refused),
+            plain_refused=fix(one.plain_refused),
+            harmful_by_set={name: fix(rate) for name, rate in one.harmful_by_set.items()},
+        )
+
+    note = "Rates of refusal are corrected for the judge's errors (Rogan–Gladen); the other figures are as measured."
+    return replace(results, rows=tuple(map(row, results.rows)), judge=f"{results.judge} {note}".strip())
