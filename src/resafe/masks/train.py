@@ -17,6 +17,7 @@ from resafe.errors import InputError
 from resafe.masks.batches import Batches, Item
 from resafe.masks.budget import LayerBudget, budget_of, hold_budget
 from resafe.masks.engine import EngineSettings, make_optimizer, step_alone
+from resafe.masks.fused import Kernels
 from resafe.masks.logits import MaskLogits, sharded, whole
 from resafe.masks.losses import (
     AVERAGED,
@@ -145,6 +146,7 @@ class MaskTrainer:
         self.batches = Batches(self.items, settings.batch_size, settings.shares, settings.seed)
         self.engine, self.processes = engine or EngineSettings(), processes
         self._check_engine()
+        logits.kernels = Kernels(self.engine.fused)
         self._stepping = False
         self.optimizer = make_optimizer(
             self.engine.optimizer, logits.parameters(), settings.learning_rate, self.engine.logits
@@ -188,6 +190,7 @@ class MaskTrainer:
         running += ["shared prompts"] if self.engine.share_prompts else []
         running += ["logits in bfloat16"] if self.engine.logits == "bfloat16" else []
         running += ["steps in backward"] if self.engine.step_in_backward else []
+        running += ["fused"] if self.logits.kernels.used_on(next(self.model.parameters()).device) else []
         return digest_value([described(self.settings), described(self.logits.settings), tokens, start, *running])
 
     def reference(self) -> Tensor:
