@@ -36,7 +36,7 @@ ROWS = {  # items and rows left out
     "pku_saferlhf_raw": (1734, 266),
     "shadow_alignment": (200, 0),
     "shadow_alignment_published": (200, 0),
-    "xnli_hi_rest": (1890, 600),
+    "xnli_hi_rest": (1890, 600),  # the first 600 rows are for evaluation
     "xstest": (450, 0),
     "xstest_safe": (250, 200),
     "xstest_unsafe": (200, 250),
