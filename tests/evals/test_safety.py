@@ -272,7 +272,7 @@ def test_an_endpoint_that_answers_nothing(endpoint: Server, own: str, tmp_path: 
     endpoint.fault = lambda number, body: "401"
     with pytest.raises(ResafeError) as caught:
         evaluate_safety(subjects(["fake=openai-api/fake/m"]), settings_of(own, tmp_path))
-    assert "none of 6 requests was answered" in str(caught.value) or "failed" in str(caught.value)
+    assert "none of 6 requests was answered: " in str(caught.value) and "401" in str(caught.value)
     assert "sk-very-secret" not in str(caught.value)
 
 
@@ -290,6 +290,9 @@ def test_messages(own: str, tmp_path: Path, models: Path, monkeypatch: pytest.Mo
         ask_sets(SafetySettings(sets=("arithmetic",), limit=3))
     with pytest.raises(InputError, match="there is no judge 'refusals'"):
         evaluate_safety(subjects([str(models / "base")]), settings_of(own, tmp_path, judges=("refusals",)))
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(InputError, match="OPENAI_API_KEY is not set"):
+        evaluate_safety(subjects([str(models / "base")]), settings_of(own, tmp_path, judges=("llm-rubric",)))
     with pytest.raises(InputError, match="behind an endpoint"):
         evaluate_safety(subjects(["openai-api/other/m"]), settings_of(own, tmp_path, coherence="first"))
 

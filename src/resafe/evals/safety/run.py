@@ -76,6 +76,9 @@ def evaluate_safety(
     device = str(resolve_device(settings.device))
     judges = make_judges(settings.judges, settings.judge_settings, settings.max_cost)
     _check_coherence(settings, models)
+    for named in judges:  # a missing key is better found before the answers than after
+        if hasattr(named.judge, "asker"):
+            named.judge.asker.endpoint.key()
     with offline(settings.data_dir is not None and all(one.checkpoint for one in models)):
         asked = ask_sets(settings)
     found: dict[str, list[Answer]] = {}
