@@ -324,3 +324,13 @@ def test_the_command(models: Path, own: str, tmp_path: Path) -> None:
     assert document["reused"] == 0
     table = CliRunner().invoke(app, [*arguments, "--markdown", "--topics"]).output
     assert "**judge refusal**" in table and "| own | even | base |" in table
+
+
+@pytest.mark.parametrize(("what", "name"), [("judges", "refusal"), ("wrappers", "prefill")])
+def test_what_can_be_named_is_listed(what: str, name: str) -> None:
+    from typer.testing import CliRunner
+
+    from resafe.cli.app import app
+
+    done = CliRunner().invoke(app, ["ls", what, "--json"])
+    assert name in [entry["name"] for entry in json.loads(done.output.strip().splitlines()[-1])["entries"]]
