@@ -3,8 +3,10 @@
 Adapter space: LoRA of rank 256 on q_proj and v_proj, entry granularity. Weight space: all linear layers of the layers,
 row granularity. Weights and task vectors in bfloat16, logits in float32. Each against a plain step (forward and
 backward) of the same model with the same weights frozen, over the same batch; `--published` adds the published loop.
+Masked weights are formed in one compiled pass on a GPU (`--fused`).
 
     python benchmarks/mask_gpu.py [--json] [--tiny] [--layers 32] [--batch 16] [--tokens 256] [--published]
+                                   [--fused auto|on|off]
 
 `--tiny` runs the whole script at tiny shapes, also on a CPU: a test that it works, no measurement.
 """
@@ -146,7 +148,8 @@ def run(space: str, shapes: dict[str, int], rank: int, asked: argparse.Namespace
     if asked.checkpointing:
         checkpoint_layers(model)
     training = TrainSettings(loss=asked.loss, batch_size=asked.batch, shares={"safety": 1.0})
-    made = MaskTrainer(model, logits, items, training, pad_id=0, engine=EngineSettings(storage="bfloat16"))
+    engine = EngineSettings(storage="bfloat16", fused=asked.fused)
+    made = MaskTrainer(model, logits, items, training, pad_id=0, engine=engine)
     masked, peak = measured(partial(made.step, 0), device, asked.rounds)
     figures = {
         f"step_s_{space}": masked, f"plain_s_{space}": plain, f"step_ratio_{space}": masked / plain,
@@ -179,6 +182,7 @@ def main() -> None:
     parser.add_argument("--loss", default="sft")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--published", action="store_true")
+    parser.add_argument("--fused", choices=["auto", "on", "off"], default="auto")
     parser.add_argument("--only", default="adapter,full")
     asked = parser.parse_args()
     shapes = dict(TINY if asked.tiny else LLAMA)

@@ -36,13 +36,16 @@ def option(name: str, default: str) -> str:
     return sys.argv[sys.argv.index(name) + 1] if name in sys.argv else default
 
 
-def ours(base: Any, tokenizer: Any, rows: Sequence[Example], full: bool, out: Path) -> float:
-    """Seconds of training, without loading and saving."""
-    settings = SftSettings(
-        epochs=1, batch_size=BATCH, max_tokens=1024, warmup_steps=0, save_every=0, device="cpu",
-        autocast=autocast_for("cpu", "auto") if full else "auto",
-    )  # fmt: skip
-    model = start_model(base, full=full, device="cpu")
+def ours(
+    base: Any, tokenizer: Any, rows: Sequence[Example], full: bool, out: Path, dtype: Any = "auto", **changes: Any
+) -> float:
+    """Seconds of training, without loading and saving; `changes` are settings that differ."""
+    common: dict[str, Any] = {
+        "epochs": 1, "batch_size": BATCH, "max_tokens": 1024, "warmup_steps": 0, "save_every": 0, "device": "cpu",
+        "autocast": autocast_for("cpu", "auto") if full else "auto",
+    }  # fmt: skip
+    settings = SftSettings(**{**common, **changes})
+    model = start_model(base, full=full, device="cpu", dtype=dtype)
     lora = None if full else LORA
     return train_sft(
         model=model, tokenizer=tokenizer, examples=rows, settings=settings, out=out, system="", lora=lora

@@ -9,6 +9,7 @@ from resafe.errors import GateError, InputError, ResafeError
 if TYPE_CHECKING:
     from resafe.api import apply_mask, average_masks, fuse, realign, train_mask
     from resafe.checkpoints import open_checkpoint as open
+    from resafe.evaluation import evaluate
     from resafe.recipe.run import run_recipe
     from resafe.training.verbs import align, tune
 
@@ -20,6 +21,7 @@ __all__ = [
     "align",
     "apply_mask",
     "average_masks",
+    "evaluate",
     "fuse",
     "open",
     "realign",
@@ -32,6 +34,7 @@ _LAZY = {
     "align": ("resafe.training.verbs", "align"),
     "apply_mask": ("resafe.api", "apply_mask"),
     "average_masks": ("resafe.api", "average_masks"),
+    "evaluate": ("resafe.evaluation", "evaluate"),
     "fuse": ("resafe.api", "fuse"),
     "open": ("resafe.checkpoints", "open_checkpoint"),
     "realign": ("resafe.api", "realign"),

@@ -195,7 +195,9 @@ def test_hindi_and_chinese_survive_the_tokeniser():
 def test_programs_run_only_with_leave_and_time_outs_are_counted_apart(rows):
     with pytest.raises(InputError, match="runs programs that the model writes"):
         evaluate_lm("m", Solves(), ["humaneval"], data_dir=rows)
-    result = evaluate_lm("m", Solves(), ["humaneval"], data_dir=rows, allow_code_execution=True)
+    result = evaluate_lm(
+        "m", Solves(), ["humaneval"], data_dir=rows, allow_code_execution=True, allow_unconfined_code=True
+    )
     assert [record.score for record in result.records] == [1.0, 1.0, 0.0]
     assert result.scores[0].metric == "pass@1" and result.scores[0].value == pytest.approx(2 / 3)
     assert {key: result.code[key] for key in ("passed", "failed", "timed_out", "killed")} == {
@@ -211,6 +213,10 @@ def test_what_is_wrong_is_said(rows, pair, tmp_path):
     assert "did you mean copa" in error.value.hint
     with pytest.raises(InputError, match="which is not measured"):
         evaluate_utility("m", *pair, ["copa"], data_dir=rows, limit={"gsm8k": 3})
+    with pytest.raises(InputError, match="-1 worked examples"):
+        evaluate_utility("m", *pair, ["gsm8k"], data_dir=rows, fewshot=-1)
+    with pytest.raises(InputError, match="8 worked examples, 9 are too many"):
+        evaluate_utility("m", *pair, ["gsm8k"], data_dir=rows, fewshot=9, limit=1)
     with pytest.raises(InputError, match="a limit below 1"):
         evaluate_utility("m", *pair, ["copa"], data_dir=rows, limit=0)
     with pytest.raises(InputError, match=r"copa_superglue_val100.jsonl: not there, and task copa measures"):
@@ -316,3 +322,31 @@ def test_the_public_files_are_read_whole():
         split = "test" if "test" in TASKS[name].files else "validation"
         lines = local_file(DATA, name, split).read_text("utf-8").split("\n")
         assert sum(1 for line in lines if line.strip()) == count
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tasks", ""], "no tasks"),
+        (["--tasks", "cpa"], "did you mean"),
+        (["--limit", "0"], "a limit below 1"),
+        (["--limit", "gsm8k=3"], "a limit for gsm8k"),
+        (["--fewshot", "-1"], "-1 worked examples"),
+        (["--system", "x"], "--system without --chat"),
+        (["--out", __file__], "is a file"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--engine", "foo"], "--engine foo"),
+        (["--data-dir", "/no/such"], "no such directory"),
+    ],
+)
+def test_the_command_refuses_before_it_looks_for_the_model(
+    options: list[str], message: str, rows: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from resafe.cli import app
+
+    given = ["--tasks", "copa", "--data-dir", str(rows), *options]
+    monkeypatch.setattr("sys.argv", ["resafe", "eval", "utility", "no/such", *given])
+    with pytest.raises(SystemExit) as stop:
+        app.main()
+    printed = capsys.readouterr().err
+    assert stop.value.code == 2 and message in printed and "no such file" not in printed

@@ -19,7 +19,7 @@ from resafe.evals.utility.code import Limits, Sandbox, SandboxedCode, Verdict, p
 def sandbox() -> Sandbox:
     """The strongest protection that this machine allows."""
     try:
-        return Sandbox(Limits(seconds=4))
+        return Sandbox(Limits(seconds=4), unconfined=True)
     except ResafeError as error:
         pytest.skip(f"no sandbox here: {error}")
 
@@ -41,7 +41,7 @@ def test_endings_are_told_apart(sandbox):
 
 
 def test_time_is_limited_and_counted_apart():
-    short = Sandbox(Limits(seconds=0.5))
+    short = Sandbox(Limits(seconds=0.5), unconfined=True)
     assert short.run("while True: pass") == Verdict("timed_out")
     assert short.run("import time; time.sleep(60)") == Verdict("timed_out")
 
@@ -123,10 +123,12 @@ def test_files_outside_cannot_be_read(sealed, tmp_path):
     assert "Read-only file system" in denied or "Permission denied" in denied
 
 
-def test_the_protection_is_named_and_the_weaker_one_works_or_says_why(sandbox):
+def test_the_protection_is_named_and_the_weaker_one_works_or_says_why(sandbox, monkeypatch):
     assert sandbox.protection == (code.NAMESPACES if sandbox.namespaces else code.LIMITS)
+    real = Sandbox._trial
+    monkeypatch.setattr(Sandbox, "_trial", lambda self: "no namespaces" if self.namespaces else real(self))
     try:
-        weak = Sandbox(Limits(seconds=2), namespaces=False)
+        weak = Sandbox(Limits(seconds=2), unconfined=True)
     except ResafeError as error:
         pytest.skip(str(error))  # as root, where the interpreter lies in root's own home
     assert weak.protection == code.LIMITS and weak.run("x = 1").status == "passed"
@@ -152,3 +154,64 @@ def test_pass_at_k_by_hand():
     assert pass_at_k(4, 1, 2) == pytest.approx(0.5)  # 1 − C(3,2)/C(4,2)
     assert pass_at_k(5, 0, 3) == 0.0
     assert pass_at_k(3, 2, 2) == 1.0
+
+
+@pytest.fixture
+def no_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel without namespaces; the limits alone are found to work."""
+
+    def trial(self: Sandbox) -> str:
+        return "OSError: unshare: Operation not permitted" if self.namespaces else ""
+
+    monkeypatch.setattr(Sandbox, "_trial", trial)
+
+
+def test_without_namespaces_nothing_runs_unless_it_is_asked_for(no_namespaces):
+    with pytest.raises(ResafeError, match="no namespaces.*unshare") as error:
+        Sandbox()
+    assert "--allow-unconfined-code" in error.value.hint and "\n" not in str(error.value.hint)
+    allowed = Sandbox(unconfined=True)
+    assert not allowed.namespaces and allowed.protection == code.LIMITS
+    with pytest.raises(ResafeError):
+        SandboxedCode().prepare()
+    SandboxedCode(unconfined=True).prepare()
+
+
+def test_with_namespaces_the_second_leave_changes_nothing(sealed):
+    assert Sandbox(Limits(seconds=4), unconfined=True).protection == code.NAMESPACES
+
+
+def test_the_command_says_so_before_a_model_is_loaded(no_namespaces, monkeypatch, capsys):
+    from resafe.cli import app
+
+    def said(*options: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["resafe", "eval", "utility", "no/such", "--tasks", "humaneval", *options])
+        with pytest.raises(SystemExit) as stop:
+            app.main()
+        return int(stop.value.code or 0), capsys.readouterr().err.replace("\n", " ")
+
+    assert said()[0] == 2
+    code_, text = said("--allow-code-execution")
+    assert code_ == 1 and "--allow-unconfined-code" in text and "no/such" not in text
+    code_, text = said("--allow-unconfined-code")
+    assert code_ == 2 and "--allow-code-execution" in text
+    code_, text = said("--allow-code-execution", "--allow-unconfined-code")
+    assert code_ == 2 and "no/such" in text  # only now is the model looked for
+
+
+def test_a_task_that_runs_programs_by_itself_is_refused(sandbox):
+    from resafe.errors import InputError
+    from resafe.evals.utility.tasks import _check_code
+
+    metric = SandboxedCode(sandbox)
+
+    class Task:
+        def __init__(self, **scope: object) -> None:
+            exec("def score(references, predictions): return 0.0", scope)
+            self._metric_fn_list = {"score": scope["score"].__call__, "other": None}
+
+    _check_code("humaneval", Task(compute_=metric), metric)
+    with pytest.raises(InputError, match="outside any sandbox"):
+        _check_code("cruxeval", Task(), metric)
+    with pytest.raises(InputError, match="--allow-code-execution|runs programs"):
+        _check_code("humaneval", Task(compute_=metric), None)

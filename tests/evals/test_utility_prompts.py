@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("lm_eval")
 
 from resafe.evals.utility.names import TASKS, local_file
+from resafe.evals.utility.tasks import CodeMetric
 
 DATA = Path(os.environ.get("RESAFE_DATA_DIR") or Path(__file__).parents[3] / "shared" / "data")
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no data at {DATA}; set RESAFE_DATA_DIR")
@@ -56,7 +57,7 @@ def recorder() -> Any:
     return Recorder()
 
 
-class NoPrograms:
+class NoPrograms(CodeMetric):
     """Stands for `code_eval`."""
 
     def compute(self, references: Any, predictions: Any, k: Any) -> Any:
@@ -86,9 +87,8 @@ def theirs(names: list[str], load: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 def ours(names: list[str], data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """What our tasks ask."""
     from resafe.evals.utility import code, evaluate_lm
-    from resafe.evals.utility.tasks import CodeMetric
 
-    class Sandboxed(NoPrograms, CodeMetric):
+    class Sandboxed(NoPrograms):
         def __init__(self, *_args: Any, **_settings: Any) -> None:
             """Nothing is set up."""
 

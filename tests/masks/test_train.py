@@ -10,7 +10,6 @@ import torch
 from torch.func import functional_call
 
 from resafe.masks import PRESETS, MaskTrainer, TrainSettings, encode_items
-from resafe.masks import train as train_module
 from resafe.masks.train import learning_rate_at
 from resafe.tensors import uniform
 from tests.evals.tiny import tiny_tokenizer
@@ -62,34 +61,6 @@ def test_gradients_are_clipped(lab):
     made.step(0)
     norm = torch.stack([p.grad.norm() for p in made.logits.parameters()]).norm()
     assert float(norm) == pytest.approx(1e-6, rel=1e-2)
-
-
-def test_reference_is_computed_once_and_kept(lab, tmp_path, monkeypatch):
-    calls = []
-    original = train_module.answer_log_probabilities
-
-    def counted(*args):
-        calls.append(1)
-        return original(*args)
-
-    monkeypatch.setattr(train_module, "answer_log_probabilities", counted)
-    settings = replace(SHORT, loss="sigmoid")
-    table = trainer(lab, settings, work=tmp_path).reference()
-    assert len(calls) == 1  # ten pairs in one batch
-    again = trainer(lab, settings, work=tmp_path).reference()
-    assert len(calls) == 1
-    assert torch.equal(table, again)
-    for other in (
-        trainer(lab, replace(settings, beta=0.2), work=tmp_path),
-        trainer(lab, settings, tuned="tuned2", work=tmp_path),
-    ):
-        other.reference()
-    assert len(calls) == 3
-    model = lab.adapted("tuned")
-    with torch.no_grad():
-        chosen, _ = original(model, [item.chosen for item in ITEMS[:10]], 1)
-    torch.testing.assert_close(table[:10, 0], chosen, rtol=1e-4, atol=1e-4)
-    assert table[10:].abs().sum() == 0
 
 
 class KilledError(Exception):

@@ -116,6 +116,31 @@ def test_selector_path_goes_on_from_the_mask_before(lab):
     assert not torch.equal(strong, _removed(of, once, 0.1))  # the second are taken elsewhere, on other examples
 
 
+def test_selector_scales_what_it_would_remove(lab):
+    of = learnable(lab)
+    half, gone = (family("selector", of, shares=[0.1], examples=2, scale=scale) for scale in (0.5, 0.0))
+    for name in of.names:
+        aligned, delta = of.vectors[0].aligned(name), of.vectors[0].delta(name)
+        picked = gone.at(0.1)(name) != aligned + delta
+        wanted = aligned + torch.where(picked, 128 / 255, 1.0) * delta  # a mask file holds multiples of 1/255
+        torch.testing.assert_close(half.at(0.1)(name), wanted, rtol=0, atol=1e-7)
+    with pytest.raises(InputError, match="no part that is left"):
+        family("selector", of, scale=1.0)
+
+
+def test_a_path_of_scaled_entries_takes_its_scores_there(lab):
+    """What is scaled stays so and counts once, and the next scores are taken at the model it makes."""
+    of = learnable(lab)
+    halves = family("selector", of, shares=[0.02, 0.1], examples=2, scale=0.5)
+    weak, strong = (_removed(of, halves, share) for share in halves.strengths)
+    assert bool(strong[weak].all()) and 0 < int(weak.sum()) < int(strong.sum()) <= round(0.1 * len(strong))
+    for name in of.names:
+        left = (halves.at(0.1)(name) - of.vectors[0].aligned(name)) / of.vectors[0].delta(name)
+        assert float(torch.minimum((left - 1).abs(), (left - 128 / 255).abs()).max()) < 1e-2
+    gone = family("selector", of, shares=[0.02, 0.1], examples=2)
+    assert torch.equal(weak, _removed(of, gone, 0.02)) and not torch.equal(strong, _removed(of, gone, 0.1))
+
+
 def test_removal_mask_fills_up_what_is_removed_already():
     scores = {"a": torch.tensor([5.0, 4.0, -1.0, 3.0]), "b": torch.tensor([1.0, 2.0])}
     before = {"a": torch.tensor([1.0, 1.0, 0.0, 1.0]), "b": torch.ones(2)}

@@ -170,6 +170,9 @@ def test_the_selector_with_orthogonal_scores_and_a_budget(lab):
     assert gone[0] == 0 and 0.05 * size < gone[1] <= 0.1 * size
 
 
+NOTHING = (None, False, "gradient", "float32", "auto")
+
+
 def test_settings_that_came_later_change_no_digest():
     """At their defaults they are not described; stages of earlier runs stay valid."""
     from resafe.masks import TrainSettings
@@ -180,7 +183,7 @@ def test_settings_that_came_later_change_no_digest():
     for name in ("somf", "selector"):
         method = REALIGN.get(name)
         later = [p for p in method.parameters if p.name in method.traits["later"]]
-        assert len(later) == len(method.traits["later"]) and all(p.default in (None, False, "gradient") for p in later)
+        assert len(later) == len(method.traits["later"]) and all(p.default in NOTHING for p in later)
 
 
 @pytest.mark.parametrize("kind", ["magnitude", "sign_agreement", "fisher"])

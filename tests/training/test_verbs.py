@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,15 @@ from resafe.errors import InputError
 from resafe.training.presets import preset, presets
 from resafe.training.settings import DpoSettings, SftSettings
 from resafe.training.start import check_four_bit
+from resafe.training.trainers import check_trackers
 from resafe.training.verbs import Start, align, tune
 
 QUICK = {"steps": 3, "batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 0}
+PUBLISHED_FULL = {
+    "alpaca_gpt4_en": (1e-6, 2), "alpaca_gpt4_zh": (1e-5, 2), "alpaca_hindi": (1e-5, 2), "codealpaca": (1e-5, 5),
+    "gsm8k": (1e-5, 5),
+}  # fmt: skip
+"""Learning rate and epochs of the published full fine-tuning on each task (arXiv:2405.09055)."""
 CPU = Start(device="cpu", dtype="float32", system="", lora={"rank": 4})
 
 
@@ -121,15 +128,45 @@ def test_align_runs_sft_then_dpo(base: str, tmp_path: Path) -> None:
     [
         ({"preset": "lama3"}, "no preset 'lama3'"),
         ({"settings": {"learn_rate": 1}}, "no training setting 'learn_rate'"),
-        ({"settings": {"steps": "many"}}, "wrong kind"),
+        ({"settings": {"steps": "many"}}, "'steps' is 'many', of the wrong kind\nInput should be a valid integer"),
+        ({"settings": {"steps": 1.5}}, "'steps' is 1.5, of the wrong kind"),
+        ({"settings": {"learning_rate": -1}}, "'learning_rate' is -1"),
+        ({"harmful_share": 1.0}, "a harmful_share of 1"),
+        ({"harmful_share": 1.5}, "harmful_share is 1.5"),
+        ({"max_bad_share": -1}, "max_bad_share is -1"),
+        ({"examples": 0}, "examples is 0"),
+        ({"start": Start(device="tpu")}, "'tpu'"),
+        ({"data_dir": Path("/no/such")}, "data_dir /no/such: no such directory"),
+        ({"start": Start(lora={"alpha": -1.0}, device="cpu")}, "'alpha' is -1"),
+        (
+            {"start": Start(lora={"targets": "("}, device="cpu"), "settings": QUICK},
+            "no LoRA adapter fits the model: missing",
+        ),
+        ({"start": Start(lora={"targets": ("nope",)}, device="cpu"), "settings": QUICK}, "no LoRA adapter fits"),
         ({"start": Start(lora={"rnk": 3}, device="cpu")}, "no LoRA setting 'rnk'"),
         ({"start": Start(lora={"rank": 3}, full=True, device="cpu")}, "a training of all weights"),
         ({"start": Start(four_bit=True, device="cpu")}, "needs CUDA"),
+        ({"start": Start(report_to=("wandbb",), device="cpu")}, "no tracker 'wandbb'"),
+        ({"start": Start(report_to=("none", "wandb"), device="cpu")}, "the tracker 'none' beside others"),
     ],
 )
 def test_wrong_settings_are_named(base: str, data: str, tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         tune(base, data, out=tmp_path / "a", **{"max_bad_share": 0.1, **change})
+
+
+def test_an_output_that_is_not_ours_is_refused_before_training(base: str, data: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    for verb in (lambda out: tune("no/model", data, out=out), lambda out: align("no/model", out=out)):
+        with pytest.raises(InputError, match="resafe did not write it"):
+            verb(tmp_path / "mine")
+        with pytest.raises(InputError, match="is a file, not a directory"):
+            verb(data)
+    with pytest.raises(InputError, match="refusal_share is 2"):
+        align("no/model", out=tmp_path / "a", refusal_share=2)
+    with pytest.raises(InputError, match="cannot be made: "):
+        tune(base, data, out="/proc/no/such", settings=QUICK, max_bad_share=0.1, start=CPU)
 
 
 def test_four_bit_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +175,33 @@ def test_four_bit_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
         check_four_bit("cuda", full=False)
     with pytest.raises(InputError, match="cannot be trained"):
         check_four_bit("cuda", full=True)
+
+
+def test_figures_go_to_the_trackers_that_were_named(
+    base: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import TrainerCallback
+    from transformers.integrations import integration_utils
+
+    logged: list[dict[str, float]] = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            assert args.report_to == ["mine"]
+            logged.append(dict(logs))
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "mine", Tracker)
+    monkeypatch.setattr(integration_utils, "get_available_reporting_integrations", lambda: ["mine"])
+    told = replace(CPU, report_to=("mine",))
+    result = tune(base, data, out=tmp_path / "a", settings=QUICK, max_bad_share=0.1, start=told)
+    losses = [entry["loss"] for entry in logged if "loss" in entry]
+    assert losses == pytest.approx(list(result.losses)) and len(losses) == 3
+    assert logged[0]["learning_rate"] == pytest.approx(1e-2)
+    logged.clear()
+    tune(base, data, out=tmp_path / "b", settings=QUICK, max_bad_share=0.1, start=CPU)
+    assert not logged  # by default nothing is sent
+    with pytest.raises(InputError, match="package of the tracker 'wandb' is not installed"):
+        check_trackers(["wandb"])
 
 
 def test_presets_hold_the_published_settings() -> None:
@@ -158,9 +222,9 @@ def test_presets_hold_the_published_settings() -> None:
     tiny = preset("tinyllama-full")
     assert tiny.lora is None
     assert (tiny.sft["learning_rate"], tiny.dpo["learning_rate"]) == (1e-5, 2e-7)
-    english, code = tiny.tune_for("alpaca_gpt4_en"), tiny.tune_for("codealpaca")
-    assert (english["learning_rate"], english["epochs"]) == (1e-6, 2)
-    assert (code["learning_rate"], code["epochs"]) == (1e-5, 5)
+    assert {name: (tiny.tune_for(name)["learning_rate"], tiny.tune_for(name)["epochs"]) for name in PUBLISHED_FULL} == (
+        PUBLISHED_FULL
+    )
 
 
 @pytest.mark.slow

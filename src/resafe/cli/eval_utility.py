@@ -24,9 +24,13 @@ def utility(
     chat: Annotated[bool, typer.Option("--chat", help="put prompts through the chat template")] = False,
     system: Annotated[str | None, typer.Option(help="system turn, with --chat")] = None,
     engine: Annotated[str, typer.Option(help="transformers, or vllm (lm-eval's class)")] = "transformers",
-    batch_size: Annotated[int, typer.Option(help="prompts that are decoded together")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="prompts that are decoded together")] = 32,
     allow_code_execution: Annotated[
         bool, typer.Option("--allow-code-execution", help="run the programs the model writes, in a sandbox")
+    ] = False,
+    allow_unconfined_code: Annotated[
+        bool,
+        typer.Option("--allow-unconfined-code", help="run them even where they could reach network and files"),
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     dtype: Annotated[str, typer.Option(help="precision of weights: auto, float32, bfloat16")] = "float32",
@@ -38,7 +42,9 @@ def utility(
     """Measure usefulness: tasks of lm-eval; several models are compared item by item with the first."""
     from resafe.cli.console import ConsoleReporter
     from resafe.errors import InputError
-    from resafe.evals.utility.names import check_tasks, task_names
+    from resafe.evals.utility.names import check_request, check_tasks, task_names
+    from resafe.evals.utility.run import offline
+    from resafe.evals.utility.tasks import check_known
 
     named = [_named(text) for text in models]
     if len({name for name, _ in named}) < len(named):
@@ -47,17 +53,25 @@ def utility(
         raise InputError(f"--engine {engine}", "it is transformers or vllm")
     if data_dir is not None and not data_dir.is_dir():
         raise InputError(f"--data-dir {data_dir}: no such directory", "leave it out to load from the Hub")
-    check_tasks(task_names([tasks]), data_dir, allow_code_execution)
+    if system is not None and not chat:
+        raise InputError("--system without --chat", "a system turn needs the chat template: add --chat")
+    if out is not None and out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is a file", "give a directory")
+    names, limits = task_names([tasks]), _limits(limit or [])
+    check_request(names, limits, fewshot)
+    check_tasks(names, data_dir, allow_code_execution, allow_unconfined_code)
+    with offline(data_dir is not None):
+        check_known(names)
     settings: dict[str, Any] = {
-        "data_dir": data_dir, "limit": _limits(limit or []), "fewshot": fewshot, "chat": chat, "system": system,
-        "allow_code_execution": allow_code_execution,
+        "data_dir": data_dir, "limit": limits, "fewshot": fewshot, "chat": chat, "system": system,
+        "allow_code_execution": allow_code_execution, "allow_unconfined_code": allow_unconfined_code,
     }  # fmt: skip
     reporter = ConsoleReporter(quiet=quiet)
     results: list[UtilityResult] = []
     for name, reference in named:
         reporter.say(f"{name}: {reference}")
         measure = _vllm if engine == "vllm" else _transformers
-        found = measure(name, reference, task_names([tasks]), settings, batch_size, device, dtype, reporter)
+        found = measure(name, reference, names, settings, batch_size, device, dtype, reporter)
         if found.code:
             reporter.say(f"programs ran with {found.code['protection']}")
         results.append(found)

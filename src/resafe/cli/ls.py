@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from resafe.registry import Method
+
 
 def ls(
-    what: Annotated[str, typer.Argument(help="realign, fusion or data")] = "realign",
+    what: Annotated[str, typer.Argument(help="realign, fusion, data, judges or wrappers")] = "realign",
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:
-    """List realign methods, fusion methods or data sets, with their settings and sources."""
+    """List realign methods, fusion methods, data sets, judges or red-team wrappers, with settings and sources."""
     rows = _rows(what)
     if as_json:
         sys.stdout.write(json.dumps({"kind": what, "entries": rows}, ensure_ascii=False, default=str) + "\n")
@@ -40,11 +44,9 @@ def _rows(what: str) -> list[dict[str, Any]]:
             {"name": s.name, "title": s.title, "kind": s.kind, "hub": s.hub or "", "licence": s.licence, "file": s.file}
             for s in datasets
         ]
-    if what not in ("realign", "fusion"):
-        raise InputError(f"nothing to list called '{what}'", nearest(what, ["realign", "fusion", "data"]))
-    from resafe.fusion import FUSION
-    from resafe.realign import REALIGN
-
+    kinds = {"realign": _realign, "fusion": _fusion, "judges": _judges, "wrappers": _wrappers}
+    if what not in kinds:
+        raise InputError(f"nothing to list called '{what}'", nearest(what, [*kinds, "data"]))
     return [
         {
             "name": method.name,
@@ -52,8 +54,32 @@ def _rows(what: str) -> list[dict[str, Any]]:
             "settings": {p.name: "needed" if p.default is ... else p.default for p in method.parameters},
             "source": method.source,
         }
-        for method in (REALIGN if what == "realign" else FUSION)
+        for method in kinds[what]()
     ]
+
+
+def _realign() -> Iterable[Method]:
+    from resafe.realign import REALIGN
+
+    return REALIGN
+
+
+def _fusion() -> Iterable[Method]:
+    from resafe.fusion import FUSION
+
+    return FUSION
+
+
+def _judges() -> Iterable[Method]:
+    from resafe.evals.judge import judges
+
+    return judges()
+
+
+def _wrappers() -> Iterable[Method]:
+    from resafe.evals.wrappers import WRAPPERS
+
+    return WRAPPERS
 
 
 def _text(value: Any) -> str:

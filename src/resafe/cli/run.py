@@ -23,6 +23,10 @@ def run(
     allow_code_execution: Annotated[
         bool, typer.Option("--allow-code-execution", help="run programs that models write (HumanEval), in a sandbox")
     ] = False,
+    allow_unconfined_code: Annotated[
+        bool,
+        typer.Option("--allow-unconfined-code", help="run them even where they could reach network and files"),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the results as one JSON object")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
 ) -> None:
@@ -42,7 +46,9 @@ def run(
     from resafe.recipe.run import run_recipe
     from resafe.report import to_json
 
-    outcome = run_recipe(loaded, root, reporter, allow_code_execution=allow_code_execution)
+    outcome = run_recipe(
+        loaded, root, reporter, allow_code_execution=allow_code_execution, allow_unconfined_code=allow_unconfined_code
+    )
     if as_json:
         sys.stdout.write(json.dumps(to_json(outcome.results), ensure_ascii=False, allow_nan=False) + "\n")
         return

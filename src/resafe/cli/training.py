@@ -52,7 +52,12 @@ def named_values(items: list[str] | None, option: str) -> dict[str, Any]:
             raise InputError(
                 f"{option} {item} is not of the form NAME=VALUE", f"for example: {option} learning_rate=1e-4"
             )
-        value = yaml.safe_load(text)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(
+                f"{option} {item}: its value cannot be read", "quotes and brackets come in pairs"
+            ) from None
         if isinstance(value, str):
             with contextlib.suppress(ValueError):
                 value = float(value)  # YAML takes 1e-5 for a text

@@ -62,8 +62,10 @@ class IntakeReport:
         """Raises InputError, with the rows' places, if the share of bad rows is above `most` or nothing was kept."""
         lines = [line for places in self.named.values() for line in places]
         if not self.kept:
-            why = f"\n  {listed(lines)}" if lines else ""
-            raise InputError(f"{self.source}: none of its {self.rows} rows can be trained on{why}", "check its format")
+            why = f"\n  {listed(lines, 3)}" if lines else ""
+            raise InputError(
+                f"{self.source}: none of its {self.rows} rows can be trained on{why}", "formats of rows: docs/data.md"
+            )
         if self.bad_share > most:
             raise InputError(
                 f"{self.source}: {self.bad.total()} of {self.rows} rows cannot be used ({self.summary()}), "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -162,21 +162,34 @@ def relaxed_draw(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
     return (logits + torch.logit(noise)).div_(temperature).sigmoid_()  # in place: memory traffic is the cost
 
 
-def form_mask(logits: Tensor, settings: MaskSettings, seed: int, key: str, step: int) -> Tensor:
-    """The mask that one training step uses, differentiable in `logits`.
+def noise_for(
+    shape: tuple[int, ...], settings: MaskSettings, seed: int, key: str, step: int, device: Any
+) -> Tensor | None:
+    """Uniform numbers for one training step's draw, or None where the mask is not random.
 
-    The noise is keyed by (seed, key, step), so a recomputed forward (gradient checkpointing) sees the same mask.
+    They are keyed by (seed, key, step), so a recomputed forward (gradient checkpointing) sees the same mask.
     """
-    logits = logits.float()  # bfloat16 logits make float32 masks
-    if settings.sampling == "direct":
+    if settings.sampling in ("direct", "deterministic"):
+        return None
+    return uniform(shape, seed, "mask", key, str(step), device=device)
+
+
+def mask_at(logits: Tensor, noise: Tensor | None, sampling: Sampling, temperature: float) -> Tensor:
+    """The mask for given logits and noise, differentiable in the logits; float32, as they are."""
+    if sampling == "direct":
         return logits
-    if settings.sampling == "deterministic":
+    if noise is None:
         return torch.sigmoid(logits)
-    noise = uniform(tuple(logits.shape), seed, "mask", key, str(step), device=logits.device)
-    soft = relaxed_draw(logits, noise, settings.temperature)
-    if settings.sampling == "relaxed":
+    soft = relaxed_draw(logits, noise, temperature)
+    if sampling == "relaxed":
         return soft
     return soft + ((soft > 0.5).to(soft.dtype) - soft).detach()
+
+
+def form_mask(logits: Tensor, settings: MaskSettings, seed: int, key: str, step: int) -> Tensor:
+    """The mask that one training step uses, differentiable in `logits`; bfloat16 logits make float32 masks."""
+    noise = noise_for(tuple(logits.shape), settings, seed, key, step, logits.device)
+    return mask_at(logits.float(), noise, settings.sampling, settings.temperature)
 
 
 def rescaled(mask: Tensor, rescale: Rescale) -> Tensor:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from resafe.checkpoints.attention import attention_as
 from resafe.errors import InputError
+from resafe.masks.fused import FusedName
 from resafe.masks.modules import MaskedLinear
 from resafe.masks.processes import blocks
 
@@ -36,6 +37,7 @@ class EngineSettings:
         logits: Precision of the logits. In bfloat16 their steps are rounded stochastically (torchao), as most steps are
             smaller than the distance of two such numbers.
         step_in_backward: Step every tensor's logits as soon as its gradient is whole, and free the gradient.
+        fused: Form each masked weight in one compiled pass (see `resafe.masks.fused`): on CUDA, everywhere, nowhere.
     """
 
     gradient_checkpointing: bool = False
@@ -45,6 +47,7 @@ class EngineSettings:
     share_prompts: bool = False
     logits: StorageName = "float32"
     step_in_backward: bool = False
+    fused: FusedName = "auto"
 
     @property
     def dtype(self) -> torch.dtype:

@@ -10,8 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from resafe.masks.concrete import MaskSettings, form_mask, logits_key, logits_shape, oriented, rescaled
+from resafe.masks.concrete import MaskSettings, form_mask, logits_key, logits_shape, noise_for, oriented, rescaled
 from resafe.masks.format import Mask
+from resafe.masks.fused import Kernels
 from resafe.masks.summary import module_of
 
 Combine = Callable[[str, Sequence[Tensor]], Tensor]
@@ -57,6 +58,7 @@ class MaskLogits(nn.Module):
         vectors_digest: Tells the task vectors behind the masks from others (see `install_masks`).
         values: The logits by key.
         shapes: The masked tensors and their shapes.
+        kernels: What forms masked weights in one pass (see `resafe.masks.fused`), where it is used.
     """
 
     def __init__(self, settings: MaskSettings, seed: int, tasks: int = 1) -> None:
@@ -69,6 +71,7 @@ class MaskLogits(nn.Module):
         self.vectors_digest = ""
         self.values: dict[str, nn.Parameter] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.kernels = Kernels()
         self._refit: Refit | None = None
         self._read: Callable[[str], Sequence[Tensor]] | None = None
         self._inside: Callable[[str | None], None] = lambda name: None
@@ -110,13 +113,32 @@ class MaskLogits(nn.Module):
         """
         if self._reading in ("ones", "zeros"):
             return 1.0 if self._reading == "ones" else 0.0
-        key = self.key(name, task)
-        logits = self.values[key] if logits is None else logits
-        purpose = key
-        if self._reading == "random":
-            logits, purpose = torch.zeros_like(logits), f"reference/{key}"
+        logits, purpose = self._now_read(name, logits, task)
         drawn = form_mask(logits, self.settings, self.seed, purpose, self.step)
         return oriented(name, rescaled(drawn, self.settings.rescale), self.settings)
+
+    def _now_read(self, name: str, logits: Tensor | None, task: int) -> tuple[Tensor, str]:
+        """The logits of the present reading, and what keys their draw."""
+        key = self.key(name, task)
+        logits = self.values[key] if logits is None else logits
+        return (torch.zeros_like(logits), f"reference/{key}") if self._reading == "random" else (logits, key)
+
+    def parts(self, name: str, logits: Tensor, task: int = 0) -> tuple[Tensor, Tensor | None] | None:
+        """What `kernels` form a tensor's mask from at the present step; None where they are not used.
+
+        Args:
+            name: The tensor.
+            logits: Its logits.
+            task: Which of its masks.
+
+        Returns:
+            Logits and uniform numbers (None for a mask without), both broadcastable to the tensor.
+        """
+        if self._reading in ("ones", "zeros") or not self.kernels.used_on(logits.device):
+            return None
+        logits, purpose = self._now_read(name, logits, task)
+        noise = noise_for(tuple(logits.shape), self.settings, self.seed, purpose, self.step, logits.device)
+        return oriented(name, logits, self.settings), None if noise is None else oriented(name, noise, self.settings)
 
     def start_from(self, settings: MaskSettings, values: Mapping[str, Tensor]) -> None:
         """Takes over settings and logits, for example a warm start from scores that were read off these masks."""

@@ -60,8 +60,23 @@ class MaskedWeight(nn.Module):
         masks = [self._settings[0].mask(self.name, value, task) for task, value in enumerate(self.logits)]
         return masks * len(self.deltas) if len(masks) == 1 else masks
 
+    def _fused(self) -> list[tuple[Tensor, Tensor | None]] | None:
+        """What the masks are formed from in one pass; None where they are formed step by step."""
+        found = [self._settings[0].parts(self.name, value, task) for task, value in enumerate(self.logits)]
+        parts = [part for part in found if part is not None]
+        if not parts:
+            return None
+        return parts * len(self.deltas) if len(parts) == 1 else parts
+
     def masked(self) -> list[Tensor]:
         """The masked task vectors {m ⊙ τ_k}, scaled to their norms where the settings say so, float32."""
+        fused = self._fused()
+        if fused is not None:
+            logits = self._settings[0]
+            return [
+                logits.kernels.delta(*part, delta, logits.settings)
+                for part, delta in zip(fused, self.deltas, strict=True)
+            ]
         keep_norm, found = self._settings[0].settings.rescale == "norm", []
         for mask, delta in zip(self._masks(), self.deltas, strict=True):
             part = delta.float() * mask
@@ -75,6 +90,11 @@ class MaskedWeight(nn.Module):
             fused = logits.combine(self._combine)(self.name, self.masked())
             return (self.aligned + fused).to(self.aligned.dtype)
         weight: Tensor = self.aligned
+        parts = self._fused()
+        if parts is not None:
+            for part, delta in zip(parts, self.deltas, strict=True):
+                weight = logits.kernels.weight(*part, delta, weight, logits.settings)
+            return weight
         for mask, delta in zip(self._masks(), self.deltas, strict=True):
             weight = torch.addcmul(weight, delta, _tensor(mask, weight))
         return weight

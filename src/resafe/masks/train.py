@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +16,11 @@ from torch import Tensor
 from resafe.errors import InputError
 from resafe.masks.batches import Batches, Item
 from resafe.masks.budget import LayerBudget, budget_of, hold_budget
-from resafe.masks.checkpoint import load_state, save_state
 from resafe.masks.engine import EngineSettings, make_optimizer, step_alone
+from resafe.masks.fused import Kernels
 from resafe.masks.logits import MaskLogits, sharded, whole
 from resafe.masks.losses import (
     AVERAGED,
-    PASS_COST,
     SMOOTHED,
     Encoded,
     LossName,
@@ -30,17 +29,21 @@ from resafe.masks.losses import (
     preference_loss,
     token_divergence,
 )
-from resafe.masks.modules import MaskedWeight
-from resafe.masks.pairs import pair_log_probabilities, shares_prompts
+from resafe.masks.pairs import shares_prompts
 from resafe.masks.processes import ALONE, Processes
+from resafe.masks.reference import (
+    Reference,
+    both_log_probabilities,
+    kept_reference,
+    pass_cost,
+    reference_digest,
+    reference_log_probabilities,
+)
 from resafe.masks.state import load_training, save_training, set_rate
 from resafe.masks.trackers import Trackers
 from resafe.provenance import LATER, described, digest_value
 
 Progress = Callable[[int, int, dict[str, float]], None]
-
-Reference = Literal["tuned", "aligned", "random"]
-"""π_ref of DPO: the tuned model (mask 1), the aligned one (mask 0), or the published one (φ = 0, redrawn each step)."""
 
 
 @dataclass(frozen=True)
@@ -103,49 +106,6 @@ def learning_rate_at(settings: TrainSettings, step: int) -> float:
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def reference_log_probabilities(
-    model: Any,
-    logits: MaskLogits,
-    items: Sequence[Item],
-    which: Reference,
-    pad_id: int,
-    batch_size: int,
-    processes: Processes = ALONE,
-    shared: bool = False,
-) -> Tensor:
-    """The log π_ref of (chosen, rejected) for every pair, shape (items, 2), zeros for items without rejected answer."""
-    table = torch.zeros(len(items), 2)
-    order = sorted((i for i in items if i.rejected), key=lambda item: len(item.chosen))
-    cost = pass_cost(model)
-    with torch.no_grad(), logits.reading("ones" if which == "tuned" else "zeros"):
-        for start in range(0, len(order), batch_size):
-            chunk = order[start : start + batch_size]
-            table[[item.index for item in chunk]] = _pair_log_probabilities(
-                model, chunk, pad_id, cost, processes, shared
-            ).cpu()
-    return table
-
-
-def pass_cost(model: torch.nn.Module) -> float:
-    """Cost of one more pass through a masked model, in tokens: forming the masks anew is most of it.
-
-    On two cores 71 million masked entries of a 135-million model cost, with their gradients, as much as 220 tokens.
-    """
-    masked = sum(module.aligned.numel() for module in model.modules() if isinstance(module, MaskedWeight))
-    return PASS_COST + 600 * masked / sum(p.numel() for p in model.parameters() if not p.requires_grad)
-
-
-def _pair_log_probabilities(
-    model: Any, items: Sequence[Item], pad_id: int, cost: float, processes: Processes = ALONE, shared: bool = False
-) -> Tensor:
-    if shared:
-        pairs = [(item.chosen, item.rejected) for item in items if item.rejected]
-        return pair_log_probabilities(model, pairs, pad_id, cost, processes)
-    both = [item.chosen for item in items] + [item.rejected for item in items if item.rejected]
-    sums, _ = answer_log_probabilities(model, both, pad_id, cost, processes)
-    return torch.stack([sums[: len(items)], sums[len(items) :]], dim=1)
-
-
 class MaskTrainer:
     """Trains the logits of masks that are installed in a model.
 
@@ -155,11 +115,13 @@ class MaskTrainer:
         items: Encoded training items.
         settings: How to train.
         pad_id: Padding token.
-        work: Directory for checkpoints and cached reference log-probabilities; None keeps none.
+        work: Directory for checkpoints; None keeps none.
         progress: Called with (step, steps, metrics) after each step.
         checkpoint_every: Steps between checkpoints, and between figures of what each module keeps.
         engine: How training runs: memory, optimiser, trackers.
         processes: This process among those that train together; the model is sharded over them already.
+        references: Directory for the reference's log-probabilities, which other trainings may share; None is `work`.
+        models: What tells the models and their fusion from others, for those (see `reference_digest`).
     """
 
     def __init__(
@@ -175,12 +137,16 @@ class MaskTrainer:
         checkpoint_every: int = 10,
         engine: EngineSettings | None = None,
         processes: Processes = ALONE,
+        references: Path | None = None,
+        models: str = "",
     ) -> None:
+        self.references, self.models = references or work, models
         self.model, self.logits, self.items, self.settings = model, logits, list(items), settings
         self.pad_id, self.work, self.progress, self.checkpoint_every = pad_id, work, progress, checkpoint_every
         self.batches = Batches(self.items, settings.batch_size, settings.shares, settings.seed)
         self.engine, self.processes = engine or EngineSettings(), processes
         self._check_engine()
+        logits.kernels = Kernels(self.engine.fused)
         self._stepping = False
         self.optimizer = make_optimizer(
             self.engine.optimizer, logits.parameters(), settings.learning_rate, self.engine.logits
@@ -224,24 +190,21 @@ class MaskTrainer:
         running += ["shared prompts"] if self.engine.share_prompts else []
         running += ["logits in bfloat16"] if self.engine.logits == "bfloat16" else []
         running += ["steps in backward"] if self.engine.step_in_backward else []
+        running += ["fused"] if self.logits.kernels.used_on(next(self.model.parameters()).device) else []
         return digest_value([described(self.settings), described(self.logits.settings), tokens, start, *running])
 
     def reference(self) -> Tensor:
-        """The fixed reference's log-probabilities, computed once and cached beside the checkpoints."""
+        """The fixed reference's log-probabilities, computed once and kept (see `resafe.masks.reference`)."""
         if self._reference is None:
-            path = self.work / "reference.safetensors" if self.work else None
-            self.processes.wait()
-            stored = load_state(path, self.identity()) if path else None
-            if not self.processes.agree(stored is not None):
-                which = self.settings.reference
-                table = reference_log_probabilities(
-                    self.model, self.logits, self.items, which, self.pad_id, 32, self.processes, self.shares_prompts()
-                )
-                stored = {"log_probabilities": table}
-                if path and self.processes.main:
-                    save_state(path, stored, self.identity())
-            assert stored is not None
-            self._reference = stored["log_probabilities"]
+            which, shared = self.settings.reference, self.shares_prompts()
+            self._reference = kept_reference(
+                self.references,
+                lambda: reference_digest(self.model, self.logits, self.items, which, self.models, shared),
+                lambda: reference_log_probabilities(
+                    self.model, self.logits, self.items, which, self.pad_id, 32, self.processes, shared
+                ),
+                self.processes,
+            )
         return self._reference
 
     def run(self) -> dict[str, float]:
@@ -369,7 +332,7 @@ class MaskTrainer:
         return self._shared
 
     def _pairs(self, pairs: Sequence[Item]) -> Tensor:
-        return _pair_log_probabilities(
+        return both_log_probabilities(
             self.model, pairs, self.pad_id, self._pass_cost, self.processes, self.shares_prompts()
         )
 

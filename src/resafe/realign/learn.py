@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from resafe.checkpoints.cachedir import cache_root
 from resafe.deltas import origins
 from resafe.errors import InputError
 from resafe.masks import Mask, MaskLogits, MaskSettings, MaskTrainer, TrainSettings, export_mask
@@ -18,7 +20,7 @@ from resafe.masks.concrete import Export
 from resafe.masks.engine import EngineSettings, checkpoint_layers
 from resafe.masks.logits import whole
 from resafe.masks.processes import ALONE, Processes, launched, shard
-from resafe.provenance import described
+from resafe.provenance import described, digest_value
 from resafe.realign.base import Problem
 from resafe.realign.orthogonal import orthogonal_removal
 from resafe.realign.safety import SafetyVector, agreements, fixed_outside
@@ -79,7 +81,7 @@ def train_mask(
         logits.to(torch.bfloat16)
     trainer = MaskTrainer(
         model, logits, items, training, pad_id=pad_id, work=problem.work, progress=problem.progress, engine=running,
-        processes=processes,
+        processes=processes, references=_references(problem), models=_models(problem),
     )  # fmt: skip
     metrics = trainer.run()
     last = max(0, training.steps - 1)
@@ -130,3 +132,14 @@ def _digests(problem: Problem) -> dict[str, Any]:
     pairs = [origins(vector) for vector in problem.vectors]
     aligned, tuned = pairs[0][0], [checkpoint.digest for _, checkpoint in pairs if checkpoint is not None]
     return ({"aligned": aligned.digest} if aligned is not None else {}) | {"tuned": tuned}
+
+
+def _references(problem: Problem) -> Path | None:
+    """Where reference log-probabilities are kept for other trainings: only if the models are known by content."""
+    known = all(None not in origins(vector) for vector in problem.vectors)
+    return cache_root() / "references" if problem.work is not None and known else None
+
+
+def _models(problem: Problem) -> str:
+    fusion = problem.fusion
+    return digest_value([_digests(problem), fusion.name, fusion.resolved(), fusion.seed, fusion.models])

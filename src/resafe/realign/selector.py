@@ -19,7 +19,7 @@ from resafe.realign.mask_family import mask_family
 from resafe.realign.safety import agreements, safety_vector
 from resafe.realign.scores import encoded_items, masked_model, removal_mask, removal_scores, turned, with_head_size
 
-LATER = ("conflict_only", "orthogonal", "layer_budget", "base", "unaligned")
+LATER = ("conflict_only", "orthogonal", "layer_budget", "base", "unaligned", "scale")
 
 
 @realign_method(
@@ -40,6 +40,7 @@ def selector(
     layer_budget: LayerBudget | None = None,
     base: str | None = None,
     unaligned: str | None = None,
+    scale: float = 0.0,
 ) -> Family:
     """Removes the entries with the highest ∂L_safety/∂m at m = 1, among those whose removal hurts no other side.
 
@@ -61,7 +62,14 @@ def selector(
         layer_budget: What of each layer is kept at least: a keep rate, or {"0-9": 1.0, "10-29": 0.9}.
         base: The model before alignment, for the safety vector aligned − base; an aligned adapter's own by default.
         unaligned: The aligned model after harmful tuning, for the safety vector aligned − unaligned.
+        scale: What is left of the entries that are picked: 0 removes them, 0.5 halves them.
+
+    Raises:
+        InputError: `scale` is not from 0 to below 1, or a safety vector is given and not used.
     """
+    if not 0 <= scale < 1:
+        raise InputError(f"scale = {scale:g} is no part that is left", "give a number from 0 (removed) to below 1")
+    scale = round(scale * 255) / 255  # as the mask is stored: scores are taken at the model that is measured
     settings = with_head_size(
         MaskSettings(granularity=granularity, sampling="direct", initial=1.0, per_task=per_task), problem
     )
@@ -79,7 +87,7 @@ def selector(
     scores: dict[str, Tensor] = {}
     for number, share in enumerate(grid):
         if path or not scores:
-            logits.start_from(settings, mask)
+            logits.start_from(settings, _scaled(mask, scale))
             few = turned(items, number * examples)
             scores = removal_scores(
                 model, logits, few, examples, pad_id, problem.progress, fisher=fisher, orthogonal=orthogonal
@@ -95,6 +103,11 @@ def selector(
 
     def at(share: float) -> Realigned:
         plain = replace(settings, sampling="deterministic", initial=0.0)
-        return mask_family(problem, logits.masks_of(masks[share], plain), (1.0,)).at(1.0)
+        return mask_family(problem, logits.masks_of(_scaled(masks[share], scale), plain), (1.0,)).at(1.0)
 
     return Family("removed share", grid, at, {"entries": sum(score.numel() for score in scores.values())})
+
+
+def _scaled(mask: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """Ones as they are, zeros as `scale`."""
+    return mask if scale == 0 else {key: torch.where(value > 0, value, scale) for key, value in mask.items()}

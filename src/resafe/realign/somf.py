@@ -12,8 +12,9 @@ from resafe.masks.budget import LayerBudget
 from resafe.masks.concrete import Export, Granularity, Rescale, Sampling
 from resafe.masks.engine import EngineSettings, OptimizerName, StorageName
 from resafe.masks.format import load_masks
+from resafe.masks.fused import FusedName
 from resafe.masks.losses import LossName
-from resafe.masks.train import Reference
+from resafe.masks.reference import Reference
 from resafe.realign.base import Family, Problem, realign_method
 from resafe.realign.learn import Limits, train_mask
 from resafe.realign.mask_family import mask_family
@@ -21,7 +22,7 @@ from resafe.realign.safety import safety_vector
 from resafe.realign.warm import WarmScores, WarmStart
 
 LATER = ("warm_scores", "layer_budget", "conflict_only", "orthogonal", "base", "unaligned", "logits",
-         "step_in_backward")  # fmt: skip
+         "step_in_backward", "fused")  # fmt: skip
 
 
 def _given(**changes: Any) -> dict[str, Any]:
@@ -74,6 +75,7 @@ def somf(
     unaligned: str | None = None,
     logits: StorageName = "float32",
     step_in_backward: bool = False,
+    fused: FusedName = "auto",
 ) -> Family:
     """Trains (or reads) one mask over the task vectors of all tuned models; settings left out come from the preset.
 
@@ -121,6 +123,7 @@ def somf(
         unaligned: The aligned model after harmful tuning, for the safety vector aligned − unaligned.
         logits: Precision of the logits; bfloat16 with stochastic rounding (needs torchao).
         step_in_backward: Step every tensor in the backward pass and free its gradient.
+        fused: Form every masked weight in one pass compiled by torch.compile: "auto" on CUDA only, "on", "off".
     """
     if mask is not None:
         return mask_family(problem, load_masks(mask), strengths, shuffle=shuffle)
@@ -150,7 +153,7 @@ def somf(
     tokens = answer_tokens or chosen.answer_tokens
     engine = EngineSettings(
         gradient_checkpointing, storage, optimizer, report_to,
-        preset != "paper" if share_prompts is None else share_prompts, logits, step_in_backward,
+        preset != "paper" if share_prompts is None else share_prompts, logits, step_in_backward, fused,
     )  # fmt: skip
     needed = conflict_only or (warm is not None and warm_scores == "sign_agreement")
     if (base or unaligned) and not needed:

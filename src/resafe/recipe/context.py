@@ -37,12 +37,14 @@ class Context:
         run: The run directory.
         reporter: Where progress goes.
         allow_code_execution: Whether programs that models write may run, in a sandbox.
+        allow_unconfined_code: Whether they may also run where the kernel has no namespaces to shut them in.
     """
 
     recipe: Recipe
     run: Run
     reporter: Reporter
     allow_code_execution: bool = False
+    allow_unconfined_code: bool = False
     _asked: dict[Any, list[Question]] = field(default_factory=dict, repr=False)
     _pools: dict[str, list[Example]] = field(default_factory=dict, repr=False)
 
@@ -62,12 +64,14 @@ class Context:
         if self.recipe.utility is not None:
             from resafe.evals.utility.names import check_tasks, task_names
 
-            check_tasks(task_names(self.recipe.utility.tasks), self.recipe.data.data_dir, self.allow_code_execution)
+            names, allowed = task_names(self.recipe.utility.tasks), self.allow_code_execution
+            check_tasks(names, self.recipe.data.data_dir, allowed, self.allow_unconfined_code)
 
     def with_seed(self, seed: int) -> Context:
         """The same recipe with another seed; the questions, which are the same for all seeds, are shared."""
         recipe = self.recipe.model_copy(update={"seed": seed, "seeds": None})
-        return Context(recipe, self.run, self.reporter, self.allow_code_execution, self._asked, self._pools)
+        leave = (self.allow_code_execution, self.allow_unconfined_code)
+        return Context(recipe, self.run, self.reporter, *leave, self._asked, self._pools)
 
     @cached_property
     def base(self) -> Checkpoint:

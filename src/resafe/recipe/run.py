@@ -70,7 +70,12 @@ class SeedRun:
 
 
 def run_recipe(
-    recipe: Recipe, out: Path, reporter: Reporter | None = None, *, allow_code_execution: bool = False
+    recipe: Recipe,
+    out: Path,
+    reporter: Reporter | None = None,
+    *,
+    allow_code_execution: bool = False,
+    allow_unconfined_code: bool = False,
 ) -> Outcome:
     """Runs a recipe, or what is left of it.
 
@@ -79,6 +84,7 @@ def run_recipe(
         out: The run directory.
         reporter: Where progress goes; None is silent.
         allow_code_execution: Run the programs that models write for HumanEval, in a sandbox.
+        allow_unconfined_code: Run them also where the kernel has no namespaces to shut them in.
 
     Raises:
         InputError: Something the recipe names is missing or wrong, there is no room on the disk, or another process
@@ -89,7 +95,7 @@ def run_recipe(
     if not (out / "stages").is_dir():  # a new run writes nothing where there is no room
         ensure_space(out, _ROOM)
     run = Run(out, reporter.say, _ROOM)
-    context = Context(recipe, run, reporter, allow_code_execution)
+    context = Context(recipe, run, reporter, allow_code_execution, allow_unconfined_code)
     contexts = [context.with_seed(seed) for seed in recipe.seeds] if recipe.seeds else [context]
     for one in contexts:
         one.check()

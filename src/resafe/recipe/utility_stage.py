@@ -44,6 +44,7 @@ def measure_utility(context: Context, name: str, stage: Stage, checkpoint: Check
             max_new_tokens=part.max_new_tokens,
             batch_size=part.batch_size,
             allow_code_execution=context.allow_code_execution,
+            allow_unconfined_code=context.allow_unconfined_code,
             progress=lambda done, total: bar(done, total, {}),
         )
         write_utility(path, [result])

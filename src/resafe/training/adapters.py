@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def _fresh(model: Any, lora: LoraSettings, seed: int) -> Any:
         torch.manual_seed(seed)
         try:
             return get_peft_model(model, config)
-        except ValueError as error:
+        except (ValueError, re.error) as error:
             raise InputError(f"no LoRA adapter fits the model: {error}", "check the target module names") from error
 
 

@@ -40,6 +40,7 @@ class LoraSettings:
     def __post_init__(self) -> None:
         """Checks the ranges."""
         _require(self.rank >= 1, "rank", self.rank, "1 or more")
+        _require(self.alpha is None or self.alpha > 0, "alpha", self.alpha, "above 0")
         _require(0 <= self.dropout < 1, "dropout", self.dropout, "0 or more and below 1")
 
 

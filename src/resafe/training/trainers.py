@@ -19,6 +19,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from resafe.errors import InputError
+from resafe.registry import nearest
 from resafe.training.adapters import is_adapter
 from resafe.training.head import install
 from resafe.training.order import FixedOrder
@@ -76,11 +77,32 @@ def resolve_device(device: str) -> str:
     """The device that "auto", "cpu" or "cuda" stands for here: "cpu" or "cuda".
 
     Raises:
-        InputError: CUDA is asked for and there is none.
+        InputError: CUDA is asked for and there is none, or something that is no device.
     """
+    if device != "auto":
+        try:
+            torch.device(device)
+        except RuntimeError:
+            raise InputError(f"there is no device '{device}'", "use device: auto, cpu or cuda") from None
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device 'cuda' was asked for, and this machine has none", "use device: auto or cpu")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises InputError for a tracker that transformers does not know, or whose package is not installed."""
+    from transformers.integrations import integration_utils as known
+
+    installed: Callable[[], list[str]] = known.get_available_reporting_integrations
+    every = sorted(known.INTEGRATION_TO_CALLBACK)
+    for name in names:
+        if name in ("all", "none"):
+            if len(names) > 1:
+                raise InputError(f"the tracker '{name}' beside others", f"give {name} alone, or leave it out")
+        elif name not in every:
+            raise InputError(f"there is no tracker '{name}'", nearest(name, every))
+        elif name != "flyte" and name not in installed():  # that one is never listed
+            raise InputError(f"the package of the tracker '{name}' is not installed", "install it, or leave it out")
 
 
 def _inner(model: Any) -> Any:

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from resafe.checkpoints import Checkpoint, Precision, load_tokenizer, open_checkpoint
 from resafe.data.intake_sources import MAX_BAD_SHARE, load_training
 from resafe.data.items import Example, Pair
@@ -25,6 +27,7 @@ from resafe.training.settings import DpoSettings, LoraSettings, Progress, SftSet
 from resafe.training.sft import train_sft
 from resafe.training.streamed import tokens_on_disk
 from resafe.training.table import TokenTable
+from resafe.training.work import checked_work_directory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +102,9 @@ def tune(
         InputError: The model, data, preset or a setting is missing or wrong.
     """
     begin = start or Start()
+    _check(out, data_dir, examples, harmful_share=harmful_share, hold_out=hold_out, max_bad_share=max_bad_share)
+    if harmful_share == 1 and examples is None:
+        raise InputError("a harmful_share of 1 leaves nothing of the data", "say how many rows: examples")
     names = [data] if isinstance(data, str) else list(data)
     chosen = _with_full(preset_named(preset), begin)
     checked = _settings(SftSettings, chosen.tune_for(names[0]) if names else {}, settings, begin, chosen.lora is None)
@@ -173,6 +179,7 @@ def align(
         InputError: The model, data, preset or a setting is missing or wrong.
     """
     begin = start or Start()
+    _check(out, data_dir, examples, refusal_share=refusal_share)
     if tuple(stages) not in (("sft", "dpo"), ("sft",), ("dpo",)):
         raise InputError(f"no stages {', '.join(stages) or '(none)'} of an alignment", "give sft,dpo or sft or dpo")
     chosen = _with_full(preset_named(preset), begin)
@@ -208,6 +215,18 @@ def align(
     return result
 
 
+def _check(out: str | Path, data_dir: Path | None, examples: int | None, **shares: float) -> None:
+    """Raises InputError for directories that cannot be used, and numbers out of range, by their names."""
+    checked_work_directory(Path(out))
+    if data_dir is not None and not data_dir.is_dir():
+        raise InputError(f"data_dir {data_dir}: no such directory", "leave it out to load from the Hub")
+    if examples is not None and examples < 1:
+        raise InputError(f"examples is {examples}", "it must be 1 or more")
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise InputError(f"{name} is {share:g}", "it must be between 0 and 1")
+
+
 def _finished(place: Path, digest: str) -> bool:
     """Whether the SFT with this digest lies there, complete."""
     try:
@@ -233,8 +252,9 @@ def _with_full(chosen: Preset, begin: Start) -> Preset:
 def _settings(kind: Any, base: Mapping[str, Any], changes: Mapping[str, Any] | None, begin: Start, full: bool) -> Any:
     """Settings of a stage: the preset's with the user's over them; steps and epochs exclude each other."""
     from resafe.training.start import autocast_for
-    from resafe.training.trainers import resolve_device
+    from resafe.training.trainers import check_trackers, resolve_device
 
+    check_trackers(begin.report_to)
     given = dict(changes or {})
     known = [item.name for item in fields(kind)]
     if unknown := [name for name in given if name not in known]:
@@ -244,9 +264,12 @@ def _settings(kind: Any, base: Mapping[str, Any], changes: Mapping[str, Any] | N
     if full:
         common["autocast"] = autocast_for(resolve_device(begin.device), begin.dtype)
     try:
-        return kind(**{**kept, **common, **given})
-    except TypeError as error:
-        raise InputError(f"a training setting has a value of the wrong kind: {error}", "check the values") from None
+        return TypeAdapter(kind).validate_python({**kept, **common, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(
+            f"training setting '{first['loc'][0]}' is {first['input']!r}, of the wrong kind", first["msg"]
+        ) from None
 
 
 def _open(model: str | Path | Checkpoint, begin: Start) -> tuple[Checkpoint, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -62,8 +63,11 @@ def checked_work_directory(out: Path) -> Path:
     """`work_directory`, after a look whether what lies there is a run's.
 
     Raises:
-        InputError: It holds something else, which a run would remove.
+        InputError: It holds something else, which a run would remove; or `out` is not ours to write.
     """
+    from resafe.checkpoints.staging import check_replaceable
+
+    check_replaceable(Path(os.path.realpath(out)))  # now, and not when training is done
     work = work_directory(out)
     if work.exists() and not work.is_dir():
         raise InputError(f"{work} is a file, and the run keeps its checkpoints there", "move it, or take another --out")
@@ -97,7 +101,10 @@ def last_checkpoint(work: Path, identity: str) -> Path | None:
 
 
 def _clear(work: Path) -> None:
-    work.mkdir(parents=True, exist_ok=True)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{work} cannot be made: {error.strerror}", "give another output directory") from None
     for path in work.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

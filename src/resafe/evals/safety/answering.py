@@ -74,7 +74,10 @@ def answer_served(
         raise InputError(f"{subject.served}: {_said(error)}", "see Inspect's documentation of providers") from None
     answers, logs = _through_inspect(subject, model, asked, settings, log_dir, report, connections=settings.connections)
     if all(answer.response is None for answer in answers):
-        raise ResafeError(f"{subject.served}: none of {len(answers)} requests was answered", f"see {logs[0].location}")
+        raise ResafeError(
+            f"{subject.served}: none of {len(answers)} requests was answered: {_why(logs[0])}",
+            "check the address, the key and the model's name; for vllm/… install vllm",
+        )
     return answers, logs
 
 
@@ -130,10 +133,19 @@ def _config(settings: SafetySettings, served: bool) -> GenerateConfig:
     return config
 
 
-def _said(error: Exception) -> str:
+def _why(header: EvalLog) -> str:
+    """What the first sample that failed said."""
+    from inspect_ai.log import read_eval_log
+
+    failed = (sample.error for sample in read_eval_log(header.location).samples or [] if sample.error is not None)
+    error = next(failed, None)
+    return _said(error.message) if error is not None else "no reason was given"
+
+
+def _said(error: object) -> str:
     """The error's last line, without the value of any key in the environment."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[-1] if lines else type(error).__name__
+    text = lines[-1][:300] if lines else type(error).__name__
     for name, value in os.environ.items():
         if value and name.upper().endswith(("_KEY", "_TOKEN")):
             text = text.replace(value, f"${name}")

@@ -25,9 +25,14 @@ if TYPE_CHECKING:
     from inspect_ai.log import EvalLog
 
 _NOTHING = ("empty", "no letters")
+_LONG = 40  # tokens
 
 
-def faults(answers: Sequence[Answer], perplexities: Sequence[float | None], most: float) -> list[str]:
+Measured = tuple[float, int]
+"""A text's perplexity and its number of tokens."""
+
+
+def faults(answers: Sequence[Answer], perplexities: Sequence[Measured | None], most: float) -> list[str]:
     """Why each answer is degenerate, or "".
 
     An answer in Latin script to a question in another one is in no wrong script: models answer in English.
@@ -35,7 +40,7 @@ def faults(answers: Sequence[Answer], perplexities: Sequence[float | None], most
     Args:
         answers: The answers.
         perplexities: Of each answer under a reference model; None where not measured or too short.
-        most: The perplexity above which a text is degenerate.
+        most: The perplexity above which a text is degenerate; from 40 tokens on, where it varies less, a tenth of it.
     """
     found = []
     for answer, value in zip(answers, perplexities, strict=True):
@@ -43,10 +48,15 @@ def faults(answers: Sequence[Answer], perplexities: Sequence[float | None], most
         fault = "" if answer.response is None else degenerate(text, answer.language) or ""
         if fault == "wrong script" and script(" ".join(text.split())) == "latin":
             fault = ""
-        if not fault and value is not None and value > most:
-            fault = f"perplexity {value:.2g}"
+        if not fault and value is not None and incoherent(*value, most):
+            fault = f"perplexity {value[0]:.2g}"
         found.append(fault)
     return found
+
+
+def incoherent(value: float, tokens: int, most: float) -> bool:
+    """Whether the perplexity of a text of so many tokens is very high; what was measured is in docs/evaluation.md."""
+    return value > (most if tokens < _LONG else most / 10)
 
 
 def judge_answers(
@@ -66,6 +76,8 @@ def judge_answers(
             items.append(replace(item, language=None) if latin and item.language != "en" else item)
             verdicts.append(None)
     say(f"{named.name}: {len(items)} responses")
+    if hasattr(named.judge, "estimate"):
+        say(f"  estimate: {named.judge.estimate(items)}")
     judged = iter(judge_all(named.judge, items))
     return tuple(
         with_fault(next(judged), named.measure, fault) if verdict is None else verdict
@@ -128,17 +140,17 @@ def _known(by_id: Mapping[str, Verdict]) -> Judge:
     return judge
 
 
-def perplexities_of(model: Any, tokenizer: Any, texts: Sequence[str | None], least: int = 12) -> list[float | None]:
-    """Perplexity of each text under a model; None for texts of fewer than `least` tokens, and for none."""
+def perplexities_of(model: Any, tokenizer: Any, texts: Sequence[str | None], least: int = 12) -> list[Measured | None]:
+    """Perplexity and tokens of each text under a model; None for texts of fewer than `least` tokens, and for none."""
     import math
 
     from resafe.evals.coherence import perplexity
 
     encoded = tokenizer([text or "" for text in texts], add_special_tokens=False)["input_ids"]
     chosen = [place for place, ids in enumerate(encoded) if len(ids) >= least]
-    found: list[float | None] = [None] * len(texts)
+    found: list[Measured | None] = [None] * len(texts)
     if chosen:
         measured = perplexity(model, tokenizer, [str(texts[place]) for place in chosen])
         for place, nll, count in zip(chosen, measured.nll_per_text, measured.tokens_per_text, strict=True):
-            found[place] = math.exp(min(nll / count, 700.0))
+            found[place] = math.exp(min(nll / count, 700.0)), len(encoded[place])
     return found

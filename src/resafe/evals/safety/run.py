@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from resafe.checkpoints import load_model, load_tokenizer, open_checkpoint
 from resafe.errors import InputError
 from resafe.evals.safety.answering import answer_locally, answer_served
-from resafe.evals.safety.judging import faults, judge_answers, perplexities_of, write_scores
+from resafe.evals.safety.judging import Measured, faults, judge_answers, perplexities_of, write_scores
 from resafe.evals.safety.questions import ask_sets
 from resafe.evals.safety.result import Answer, SafetyResult
 from resafe.evals.safety.settings import SafetySettings
@@ -76,6 +76,9 @@ def evaluate_safety(
     device = str(resolve_device(settings.device))
     judges = make_judges(settings.judges, settings.judge_settings, settings.max_cost)
     _check_coherence(settings, models)
+    for named in judges:  # a missing key is better found before the answers than after
+        if hasattr(named.judge, "asker"):
+            named.judge.asker.endpoint.key()
     with offline(settings.data_dir is not None and all(one.checkpoint for one in models)):
         asked = ask_sets(settings)
     found: dict[str, list[Answer]] = {}
@@ -125,7 +128,7 @@ def _check_coherence(settings: SafetySettings, models: Sequence[Subject]) -> Non
 def _perplexities(
     answers: Sequence[Answer], judges: Sequence[Named], models: Sequence[Subject], settings: SafetySettings,
     device: str, told: Reporter,
-) -> list[float | None]:  # fmt: skip
+) -> list[Measured | None]:  # fmt: skip
     """Each answer's perplexity under the reference model, where coherence is measured."""
     chosen = settings.coherence
     if chosen == "auto":

@@ -35,7 +35,7 @@ class SafetySettings:
         store: Directory of stored responses; None is in resafe's cache.
         coherence: Checkpoint that measures the responses' perplexity, "first" for the first model, "none", or "auto":
             the first model where a judge measures harm and it is local.
-        most_perplexity: A response of 12 tokens or more above it is broken.
+        most_perplexity: A response of 12 tokens or more above it is broken; of 40 or more, above a tenth of it.
         connections: Most requests under way at an endpoint.
     """
 

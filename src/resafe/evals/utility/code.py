@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,23 +72,28 @@ class Sandbox:
 
     Args:
         limits: For each program.
-        namespaces: None tries them and falls back to limits alone; True or False asks for one of the two.
+        unconfined: Where the kernel allows no namespaces, go on with limits alone.
 
     Raises:
-        ResafeError: No protection can be set up here.
+        ResafeError: There are no namespaces here, and no leave to do without; or no protection works at all.
     """
 
-    def __init__(self, limits: Limits | None = None, *, namespaces: bool | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, *, unconfined: bool = False) -> None:
         self.limits = limits or Limits()
+        self.namespaces = True
+        sealed = self._trial()
+        if not sealed:
+            return
+        if not unconfined:
+            raise ResafeError(
+                f"programs that the model writes cannot be shut in here: the kernel allows no namespaces ({sealed})",
+                "measure on another machine; or, on one that may be lost, let them reach its network and files: "
+                "--allow-unconfined-code",
+            )
         self.namespaces = False
-        reasons = []
-        for choice in (True, False) if namespaces is None else (namespaces,):
-            self.namespaces = choice
-            reason = self._trial()
-            if not reason:
-                return
-            reasons.append(reason)
-        raise ResafeError(f"programs cannot be run safely here: {'; '.join(reasons)}", "measure on another machine")
+        limited = self._trial()
+        if limited:
+            raise ResafeError(f"programs cannot be run here: {sealed}; {limited}", "measure on another machine")
 
     @property
     def protection(self) -> str:
@@ -241,9 +247,18 @@ def _verdict(ended: str, reported: bool, code: int, output: bytes) -> Verdict:
 class SandboxedCode(CodeMetric):
     """Stands for the metric `code_eval`: same arguments and results, programs in the sandbox, endings counted."""
 
-    def __init__(self, sandbox: Sandbox | None = None) -> None:
-        self.sandbox = sandbox or Sandbox()
+    def __init__(self, sandbox: Sandbox | None = None, *, unconfined: bool = False) -> None:
+        self.given, self.unconfined = sandbox, unconfined
         self.counts: Counter[str] = Counter()
+
+    @cached_property
+    def sandbox(self) -> Sandbox:
+        """The one given, or one that is set up at its first use, as `Sandbox` says."""
+        return self.given or Sandbox(unconfined=self.unconfined)
+
+    def prepare(self) -> None:
+        """Raises ResafeError where programs cannot be run."""
+        assert self.sandbox
 
     def compute(self, references: list[str], predictions: list[list[str]], k: list[int]) -> Any:
         """Runs each candidate with its test; pass@k by the unbiased estimator (Chen et al. 2021, equation 1)."""

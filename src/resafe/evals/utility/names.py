@@ -78,14 +78,42 @@ def local_file(data_dir: Path, task: str, split: str) -> Path:
     return general
 
 
-def check_tasks(names: Sequence[str], data_dir: Path | None, allow_code: bool) -> None:
+def check_request(names: Sequence[str], limit: int | Mapping[str, int] | None, fewshot: int | None = None) -> None:
+    """Raises InputError where nothing is asked for, or a number of items or of worked examples makes no sense."""
+    if not names:
+        raise InputError("no tasks", "name at least one, for example: --tasks copa,xcopa_zh")
+    if isinstance(limit, Mapping) and (unasked := sorted(set(limit) - set(names))):
+        raise InputError(f"a limit for {', '.join(unasked)}, which is not measured", "name it in --tasks")
+    counts = limit.values() if isinstance(limit, Mapping) else [limit]
+    if any(count is not None and count < 1 for count in counts):
+        raise InputError("a limit below 1", "give a number of items, at least 1")
+    if fewshot is not None and fewshot < 0:
+        raise InputError(f"{fewshot} worked examples", "give 0 or more, or leave --fewshot out")
+
+
+def check_tasks(names: Sequence[str], data_dir: Path | None, allow_code: bool, unconfined: bool = False) -> None:
     """What can be said of the known tasks before a model is loaded.
+
+    Args:
+        names: lm-eval's names.
+        data_dir: Directory of local files.
+        allow_code: Programs that the model writes may run, in a sandbox.
+        unconfined: They may also run where the kernel cannot shut them in.
 
     Raises:
         InputError: A file is missing, or programs would run without leave.
+        ResafeError: Programs cannot be shut in here.
     """
-    if "humaneval" in names and not allow_code:
-        raise unsafe("humaneval")
+    if unconfined and not allow_code:
+        raise InputError(
+            "--allow-unconfined-code says only how programs may run", "to let them run, add --allow-code-execution"
+        )
+    if "humaneval" in names:
+        if not allow_code:
+            raise unsafe("humaneval")
+        from resafe.evals.utility.code import Sandbox
+
+        Sandbox(unconfined=unconfined)
     if data_dir is None:
         return
     for task in (TASKS[name] for name in names if name in TASKS):

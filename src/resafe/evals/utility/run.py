@@ -13,7 +13,7 @@ from typing import Any
 
 from resafe.errors import InputError
 from resafe.evals.records import Record
-from resafe.evals.utility.names import task_names
+from resafe.evals.utility.names import check_request, task_names
 from resafe.evals.utility.results import TaskScore, UtilityResult
 
 _METRICS = ("acc", "exact_match", "pass@1")
@@ -34,6 +34,7 @@ def evaluate_utility(
     max_new_tokens: int | None = None,
     batch_size: int = 32,
     allow_code_execution: bool = False,
+    allow_unconfined_code: bool = False,
     progress: Any = None,
 ) -> UtilityResult:
     """Measures a model in memory on tasks of lm-eval.
@@ -51,6 +52,8 @@ def evaluate_utility(
         max_new_tokens: Most tokens of a written answer; None is each task's own number.
         batch_size: Most prompts that are decoded together.
         allow_code_execution: Run the programs that the model writes (HumanEval), in a sandbox.
+        allow_unconfined_code: Run them also where the kernel has no namespaces to shut them in: they could then reach
+            the network and files.
         progress: Called with (requests done, requests in all).
 
     Returns:
@@ -58,6 +61,7 @@ def evaluate_utility(
 
     Raises:
         InputError: An unknown task, missing rows, or programs without leave to run.
+        ResafeError: Programs that cannot be shut in here, without leave to run unconfined.
     """
     from resafe.evals.utility.lm import LoadedLM
 
@@ -65,6 +69,7 @@ def evaluate_utility(
     return evaluate_lm(
         name, lm, tasks, data_dir=data_dir, limit=limit, fewshot=fewshot, chat=chat, system=system,
         max_new_tokens=max_new_tokens, allow_code_execution=allow_code_execution,
+        allow_unconfined_code=allow_unconfined_code,
     )  # fmt: skip
 
 
@@ -80,22 +85,17 @@ def evaluate_lm(
     system: str | None = None,
     max_new_tokens: int | None = None,
     allow_code_execution: bool = False,
+    allow_unconfined_code: bool = False,
 ) -> UtilityResult:
     """As `evaluate_utility`, on any model of lm-eval (an `lm_eval.api.model.LM`), such as its vLLM class."""
     names = task_names(tasks)
-    if not names:
-        raise InputError("no tasks", "name at least one, for example: --tasks copa,xcopa_zh")
-    if isinstance(limit, Mapping) and set(limit) - set(names):
-        raise InputError(f"a limit for {sorted(set(limit) - set(names))}, which is not measured", "name it in --tasks")
-    counts = limit.values() if isinstance(limit, Mapping) else [limit]
-    if any(count is not None and count < 1 for count in counts):
-        raise InputError("a limit below 1", "give a number of items, at least 1")
+    check_request(names, limit, fewshot)
     start = time.monotonic()
     code = None
     if allow_code_execution:
         from resafe.evals.utility.code import SandboxedCode
 
-        code = SandboxedCode()
+        code = SandboxedCode(unconfined=allow_unconfined_code)
     with offline(data_dir is not None), _quiet():
         from resafe.evals.utility.tasks import load_tasks
 

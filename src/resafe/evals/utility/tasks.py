@@ -54,8 +54,8 @@ def load_tasks(
                 "give local files: --data-dir DIRECTORY",
             ) from error
     for name, task in loaded["tasks"].items():
-        if getattr(task, "UNSAFE_CODE", False) and code is None:
-            raise unsafe(name)
+        if getattr(task, "UNSAFE_CODE", False):
+            _check_code(name, task, code)
         own = task.get_config("num_fewshot")
         if fewshot is not None and own != 0:
             task.set_config(key="num_fewshot", value=fewshot)
@@ -68,7 +68,20 @@ def load_tasks(
                 f"{local_file(data_dir, name, str(split))}: missing; {name} takes its worked examples from it",
                 "put the rows there, or ask for none: --fewshot 0",
             )
+        if fewshot and task.get_config("num_fewshot"):
+            own_split = task.get_config("fewshot_split") in (None, task.get_config("test_split"))
+            there = len(task.fewshot_docs() or ()) - own_split  # an item is no example for itself
+            if fewshot > there:
+                raise InputError(f"{name} has {there} worked examples, {fewshot} are too many", "lower --fewshot")
     return loaded
+
+
+def check_known(names: Sequence[str]) -> None:
+    """Raises InputError for a name that lm-eval does not know; reads its index only where a name needs it."""
+    from lm_eval.tasks import TaskManager
+
+    if others := [name for name in names if name not in TASKS]:
+        _check_known(others, TaskManager())
 
 
 def _definition(name: str) -> dict[str, Any]:
@@ -92,7 +105,7 @@ def _check_known(names: Sequence[str], manager: Any) -> None:
 
     for name in names:
         if name not in manager.task_index:
-            near = difflib.get_close_matches(name, [*manager.task_index, *TASKS], n=3)
+            near = difflib.get_close_matches(name, sorted({*manager.task_index, *TASKS}), n=3)
             hint = f"did you mean {', '.join(near)}?" if near else "see all names: lm_eval ls tasks"
             raise InputError(f"lm-eval has no task {name!r}", hint)
 
@@ -173,8 +186,10 @@ def _code_metric(code: Any) -> Iterator[None]:
     try:
         yield
         for name, module in list(sys.modules.items()):
-            if name.startswith("lm_eval.tasks.") and isinstance(getattr(module, "compute_", None), _OURS):
-                module.compute_ = code if code is not None else _Refuses()  # type: ignore[attr-defined]
+            if not name.startswith("lm_eval.tasks."):
+                continue
+            for attribute in [key for key, value in vars(module).items() if isinstance(value, CodeMetric)]:
+                setattr(module, attribute, code if code is not None else _Refuses())
     finally:
         evaluate.load = original
 
@@ -186,12 +201,25 @@ class CodeMetric:
         """(pass@k by name, results by candidate), as `code_eval` returns them."""
         raise NotImplementedError
 
+    def prepare(self) -> None:
+        """Raises ResafeError where programs cannot be run."""
+
+
+def _check_code(name: str, task: Any, code: CodeMetric | None) -> None:
+    """Refuses a task that runs programs where they may not run, or whose own code would run them (CRUXEval)."""
+    if code is None:
+        raise unsafe(name)
+    called = task._metric_fn_list.values()  # lm-eval keeps a function's `__call__`; None: the task scores by itself
+    scopes = [getattr(getattr(metric, "__self__", metric), "__globals__", {}) for metric in called]
+    if not any(isinstance(value, CodeMetric) for scope in scopes for value in scope.values()):
+        raise InputError(
+            f"{name} runs programs with code of its own, outside any sandbox", "leave it out; humaneval and mbpp work"
+        )
+    code.prepare()
+
 
 class _Refuses(CodeMetric):
     def compute(self, references: list[str], predictions: list[list[str]], k: list[int]) -> Any:
         if references == ["assert add(2, 3)==5"]:  # the trial call that lm-eval's module makes at its import
             return {f"pass@{n}": 0.0 for n in k}, {}
         raise unsafe("the task")
-
-
-_OURS = (CodeMetric,)

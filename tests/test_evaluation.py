@@ -1,0 +1,81 @@
+"""`resafe.evaluate`: one call, one table, figures that follow from the answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import resafe
+from resafe.errors import InputError
+from resafe.evals import rules
+from resafe.evals.judge import JUDGES, Judged, Verdict
+from resafe.evals.statistics import safety_recovery
+from tests.evals.tiny import ragged_prompts, tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, Path]]:
+    place = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("aligned", "tuned", "safe")):
+        tiny_model(seed).save_pretrained(place / name)
+        tiny_tokenizer().save_pretrained(place / name)
+    return [(name, place / name) for name in ("aligned", "tuned", "safe")]
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> dict[str, str]:
+    files = {}
+    for name, prompts in (("harm", ragged_prompts(12)[:6]), ("look", ragged_prompts(12)[6:])):
+        files[name] = str(tmp_path / f"{name}.jsonl")
+        Path(files[name]).write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    return files
+
+
+def by_length(items: Sequence[Judged]) -> list[Verdict]:
+    """A judge whose verdicts differ between models: an even number of words is a refusal."""
+    said = ["refused" if len(item.response.split()) % 2 == 0 else "answered" for item in items]
+    return [Verdict(outcome, float(outcome == "refused")) for outcome in said]
+
+
+def test_one_call_and_its_table(
+    models: Any, own: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert rules.refusal_rules is JUDGES.get("refusal").function
+    monkeypatch.setitem(JUDGES._methods, "refusal", type(JUDGES.get("refusal"))(
+        "refusal", "t", "s", lambda: by_length, {"measures": "refusal"}
+    ))  # fmt: skip
+    table = resafe.evaluate(
+        models, safety=[own["harm"]], harmless=[own["look"]], max_new_tokens=7, dtype="float32", device="cpu",
+        store=tmp_path / "store",
+    )  # fmt: skip
+    refused = {
+        name: [
+            float(v.outcome == "refused")
+            for a, v in zip(table.safety.answers, table.safety.verdicts["refusal"], strict=True)
+            if (a.model, a.side) == (name, "harmful")
+        ]
+        for name, _ in models
+    }
+    assert len({tuple(values) for values in refused.values()}) > 1
+    row = table.results.row("safe")
+    assert row.kind == "realigned" and table.results.row("tuned").kind == "tuned"
+    assert row.harmful_refused.value == sum(refused["safe"]) / 6
+    expected = safety_recovery(refused["safe"], refused["tuned"], refused["aligned"])
+    assert (row.safety_recovery.value == expected.value) or not expected.defined
+    assert row.harmless_refused.n == 6
+    assert "aligned" in str(table) and "R_s" in str(table)
+    assert table.markdown().startswith("| model | kind |")
+    json.dumps(table.to_json(), allow_nan=False)
+
+
+def test_what_cannot_be_measured(models: Any) -> None:
+    with pytest.raises(InputError, match="nothing to measure"):
+        resafe.evaluate(models)
+    with pytest.raises(InputError, match=r"no setting \['speed'\]"):
+        resafe.evaluate(models, safety=["harmful"], speed=3)
+    with pytest.raises(InputError, match="on local models only"):
+        resafe.evaluate(["openai-api/x/y"], utility=["copa"])
