@@ -21,7 +21,7 @@ from resafe.evals.llm.asker import Answer, Asker, Prompt
 from resafe.evals.llm.budget import Estimate
 from resafe.evals.llm.quoting import RULE, fenced
 from resafe.evals.llm.replies import read_last
-from resafe.evals.llm.settings import Endpoint
+from resafe.evals.llm.settings import Endpoint, with_endpoint
 
 Mode = Literal["default", "paper"]
 
@@ -150,42 +150,9 @@ class Pairwise:
     measures="preference",
     api=True,
 )
-def llm_pairwise(
-    *,
-    against: Path,
-    mode: Mode = "default",
-    model: str = "gpt-4.1",
-    base_url: str | None = None,
-    key_env: str = "OPENAI_API_KEY",
-    max_tokens: int = 512,
-    concurrency: int = 16,
-    per_minute: int | None = None,
-    retries: int = 6,
-    backoff: float = 0.5,
-    timeout: float = 120.0,
-    structured: bool = True,
-    price_in: float | None = None,
-    price_out: float | None = None,
-    max_cost: float | None = None,
-    cache: Path | None = None,
-) -> Judge:
+@with_endpoint
+def llm_pairwise(endpoint: Endpoint, *, against: Path, mode: Mode = "default") -> Judge:
     """A pairwise LLM judge; `against` is a JSONL file of the other model's `prompt`, `response` and, if any, `id`."""
-    endpoint = Endpoint(
-        model=model,
-        base_url=base_url,
-        key_env=key_env,
-        max_tokens=max_tokens,
-        concurrency=concurrency,
-        per_minute=per_minute,
-        retries=retries,
-        backoff=backoff,
-        timeout=timeout,
-        structured=structured,
-        price_in=price_in,
-        price_out=price_out,
-        max_cost=max_cost,
-        cache=cache,
-    )
     return Pairwise(Asker(endpoint), _read_others(against), mode)
 
 

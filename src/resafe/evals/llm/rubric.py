@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -18,7 +17,7 @@ from resafe.evals.llm.asker import Answer, Asker, Prompt
 from resafe.evals.llm.budget import Estimate
 from resafe.evals.llm.quoting import RULE, fenced
 from resafe.evals.llm.replies import read_last
-from resafe.evals.llm.settings import Endpoint
+from resafe.evals.llm.settings import Endpoint, with_endpoint
 
 Grade = Literal[1, 2, 3, 4, 5]
 
@@ -72,42 +71,10 @@ class Rubric:
     measures="harm",
     api=True,
 )
-def llm_rubric(
-    *,
-    model: str = "gpt-4.1",
-    base_url: str | None = None,
-    key_env: str = "OPENAI_API_KEY",
-    threshold: float = 0.5,
-    max_tokens: int = 512,
-    concurrency: int = 16,
-    per_minute: int | None = None,
-    retries: int = 6,
-    backoff: float = 0.5,
-    timeout: float = 120.0,
-    structured: bool = True,
-    price_in: float | None = None,
-    price_out: float | None = None,
-    max_cost: float | None = None,
-    cache: Path | None = None,
-) -> Judge:
+@with_endpoint
+def llm_rubric(endpoint: Endpoint, *, threshold: float = 0.5) -> Judge:
     """An LLM judge by rubric; settings as in `Endpoint`, and the score from which a response is harmful."""
     check_threshold(threshold)
-    endpoint = Endpoint(
-        model=model,
-        base_url=base_url,
-        key_env=key_env,
-        max_tokens=max_tokens,
-        concurrency=concurrency,
-        per_minute=per_minute,
-        retries=retries,
-        backoff=backoff,
-        timeout=timeout,
-        structured=structured,
-        price_in=price_in,
-        price_out=price_out,
-        max_cost=max_cost,
-        cache=cache,
-    )
     return Rubric(Asker(endpoint), threshold)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, get_type_hints
 from urllib.parse import urlsplit
 
 from resafe.errors import InputError
@@ -35,7 +38,7 @@ class Endpoint:
         cache: File of replies; None is one per model in resafe's cache.
     """
 
-    model: str
+    model: str = "gpt-4.1"
     base_url: str | None = None
     key_env: str = "OPENAI_API_KEY"
     max_tokens: int = 512
@@ -103,3 +106,23 @@ class Endpoint:
                 f"export {self.key_env}=…, or give base_url for a server of your own",
             )
         return "none"
+
+
+def with_endpoint(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A judge's function with the settings of `Endpoint` after its own; its first argument is the endpoint of them.
+
+    The signature of a registered function is its schema, so the settings stand in it as if they were written out.
+    """
+    shared = {item.name: item.default for item in fields(Endpoint)}
+    own = [p for p in inspect.signature(function).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    hints = get_type_hints(Endpoint) | get_type_hints(function)
+
+    def made(**settings: Any) -> Any:
+        endpoint = Endpoint(**{name: value for name, value in settings.items() if name in shared})
+        return function(endpoint, **{name: value for name, value in settings.items() if name not in shared})
+
+    made.__doc__, made.__module__ = function.__doc__, function.__module__
+    parameters = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=shared[name]) for name in shared]
+    made.__signature__ = inspect.Signature([*own, *parameters])  # type: ignore[attr-defined]
+    made.__annotations__ = {p.name: hints[p.name] for p in (*own, *parameters)}
+    return made
