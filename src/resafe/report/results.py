@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, TypedDict, Unpack, get_args
 
 import numpy as np
 
@@ -222,21 +222,39 @@ class ItemScores:
         return [np.array([float(r.score) for r in self.items(m, task)], dtype=np.float64) for m in models]
 
 
+class About(TypedDict, total=False):
+    """What a table of results says beside its rows.
+
+    Attributes:
+        seconds: Wall time of the run.
+        peak_memory_gb: Peak memory of the run in 10⁹ bytes.
+        headline: The model the report is about; empty: the first realigned one.
+        judge: How responses were judged, in a sentence.
+        versions: Library → version.
+        digests: What → digest.
+        calibration: The judge's stored calibration as JSON values.
+        replicates: Bootstrap replicates; 10,000 where not given.
+        seed: Seed of the bootstrap; 0 where not given.
+        confidence: Coverage of the intervals; 0.95 where not given.
+    """
+
+    seconds: float
+    peak_memory_gb: float
+    headline: str
+    judge: str
+    versions: Mapping[str, str]
+    digests: Mapping[str, str]
+    calibration: Mapping[str, Any]
+    replicates: int
+    seed: int
+    confidence: float
+
+
 def summarise(
     records: Sequence[Record],
     kinds: Mapping[str, ModelInfo],
     perplexities: Mapping[str, float],
-    *,
-    seconds: float = math.nan,
-    peak_memory_gb: float = math.nan,
-    headline: str = "",
-    judge: str = "",
-    versions: Mapping[str, str] | None = None,
-    digests: Mapping[str, str] | None = None,
-    calibration: Mapping[str, Any] | None = None,
-    replicates: int = 10_000,
-    seed: int = 0,
-    confidence: float = 0.95,
+    **about: Unpack[About],
 ) -> Results:
     """Turn judged items into rows with intervals.
 
@@ -245,40 +263,27 @@ def summarise(
             compared on a task the same items of that task.
         kinds: Model name → its role, in the order of the rows.
         perplexities: Model name → perplexity; may lack models.
-        seconds: Wall time of the run.
-        peak_memory_gb: Peak memory of the run in 10⁹ bytes.
-        headline: The model the report is about; empty: the first realigned one.
-        judge: How responses were judged, in a sentence.
-        versions: Library → version.
-        digests: What → digest.
-        calibration: The judge's stored calibration as JSON values.
-        replicates: Bootstrap replicates.
-        seed: Seed of the bootstrap.
-        confidence: Coverage of the intervals.
+        about: See `About`.
 
     Raises:
         InputError: Items differ between models, an item is recorded twice, or a name refers to no model.
     """
-    check_roles(kinds, headline)
-    scores = ItemScores(records, kinds)
-    bootstrap = Bootstrap(replicates, seed, confidence)
+    check_roles(kinds, about.get("headline", ""))
+    scores, bootstrap = ItemScores(records, kinds), plan(about)
     rows = tuple(make_row(info, scores, perplexities.get(name, math.nan), bootstrap) for name, info in kinds.items())
-    head = headline or first_realigned(rows)
-    return Results(
-        rows=rows,
-        headline=head,
-        seconds=seconds,
-        peak_memory_gb=peak_memory_gb,
-        items=count_items(records),
-        judge=judge,
-        confidence=confidence,
-        replicates=replicates,
-        seed=seed,
-        versions=dict(versions or {}),
-        digests=dict(digests or {}),
-        calibration=dict(calibration or {}),
-        comparisons=_comparisons(head, kinds, scores, bootstrap),
-    )
+    results = with_rows(rows, records, about)
+    return replace(results, comparisons=_comparisons(results.headline, kinds, scores, bootstrap))
+
+
+def plan(about: About, blocks: int = 1) -> Bootstrap:
+    """The resampling plan of a table."""
+    return Bootstrap(about.get("replicates", 10_000), about.get("seed", 0), about.get("confidence", 0.95), blocks)
+
+
+def with_rows(rows: Sequence[Row], records: Sequence[Record], about: About) -> Results:
+    """Results of finished rows; `records` are those of one training seed, for the number of items."""
+    said: About = {**about, "headline": about.get("headline") or first_realigned(rows)}
+    return Results(rows=tuple(rows), items=count_items(records), **said)
 
 
 def _comparisons(

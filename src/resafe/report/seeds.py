@@ -9,22 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 
 from resafe.errors import InputError
 from resafe.evals.records import Record
-from resafe.evals.statistics import Array, Bootstrap
+from resafe.evals.statistics import Array
 from resafe.report.results import (
+    About,
     ItemScores,
     ModelInfo,
     Results,
     Row,
     check_roles,
-    count_items,
-    first_realigned,
     make_row,
+    plan,
+    with_rows,
 )
 
 _FIGURES = ("harmful_refused", "harmless_refused", "utility", "safety_recovery", "utility_retention")
@@ -51,17 +52,7 @@ def summarise_seeds(
     records: Mapping[int, Sequence[Record]],
     kinds: Mapping[str, ModelInfo],
     perplexities: Sequence[Mapping[str, float]],
-    *,
-    seconds: float = math.nan,
-    peak_memory_gb: float = math.nan,
-    headline: str = "",
-    judge: str = "",
-    versions: Mapping[str, str] | None = None,
-    digests: Mapping[str, str] | None = None,
-    calibration: Mapping[str, Any] | None = None,
-    replicates: int = 10_000,
-    seed: int = 0,
-    confidence: float = 0.95,
+    **about: Unpack[About],
 ) -> Results:
     """Rows over several training seeds: means over items and seeds, with intervals that cover the choice of both.
 
@@ -69,46 +60,23 @@ def summarise_seeds(
         records: Training seed → its records; every seed has the same models and items.
         kinds: Model name → its role.
         perplexities: For each seed, model name → perplexity; the row has their mean.
-        seconds: Wall time of the run.
-        peak_memory_gb: Peak memory of the run in 10⁹ bytes.
-        headline: As in `summarise`, with all that follows.
-        judge: How responses were judged.
-        versions: Library → version.
-        digests: What → digest.
-        calibration: The judge's stored calibration as JSON values.
-        replicates: Bootstrap replicates.
-        seed: Seed of the bootstrap.
-        confidence: Coverage of the intervals.
+        about: As in `summarise`.
 
     Raises:
         InputError: As in `summarise`, or the seeds differ in their items.
     """
-    check_roles(kinds, headline)
+    check_roles(kinds, about.get("headline", ""))
     each = [ItemScores(own, kinds) for own in records.values()]
     _same_items(records)
-    bootstrap = Bootstrap(replicates, seed, confidence, blocks=len(each))
-    single = Bootstrap(min(replicates, 200), seed, confidence)  # its limits are not shown
+    bootstrap = plan(about, blocks=len(each))
+    single = plan({**about, "replicates": min(bootstrap.replicates, 200)})  # its limits are not shown
     rows = []
     for name, info in kinds.items():
         values = [one.get(name, math.nan) for one in perplexities]
         own = [make_row(info, scores, value, single) for scores, value in zip(each, values, strict=True)]
         pooled = make_row(info, _Pooled(each), sum(values) / len(values), bootstrap)
         rows.append(replace(pooled, by_seed=_by_seed(own)))
-    return Results(
-        rows=tuple(rows),
-        headline=headline or first_realigned(rows),
-        seconds=seconds,
-        peak_memory_gb=peak_memory_gb,
-        items=count_items(next(iter(records.values()), ())),
-        judge=judge,
-        confidence=confidence,
-        replicates=replicates,
-        seed=seed,
-        versions=dict(versions or {}),
-        digests=dict(digests or {}),
-        calibration=dict(calibration or {}),
-        training_seeds=tuple(records),
-    )
+    return replace(with_rows(rows, next(iter(records.values()), ()), about), training_seeds=tuple(records))
 
 
 def _by_seed(rows: Sequence[Row]) -> dict[str, tuple[float, ...]]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from resafe.errors import InputError
 from resafe.evals.records import Record
@@ -20,22 +20,40 @@ _METRICS = ("acc", "exact_match", "pass@1")
 """Which metric scores an item, first found first; else the task's first one."""
 
 
+class Request(TypedDict, total=False):
+    """How tasks are asked.
+
+    Attributes:
+        data_dir: Directory of local files; with it there is no network access.
+        limit: Most items of each task, the first ones; or a number for some tasks by name.
+        fewshot: Worked examples in each prompt; None is each task's own number.
+        chat: Put prompts through the tokenizer's chat template; lm-eval's default is not to.
+        system: System turn, with `chat`.
+        max_new_tokens: Most tokens of a written answer; None is each task's own number.
+        allow_code_execution: Run the programs that the model writes (HumanEval), in a sandbox.
+        allow_unconfined_code: Run them also where the kernel has no namespaces to shut them in: they could then reach
+            the network and files.
+    """
+
+    data_dir: Path | None
+    limit: int | Mapping[str, int] | None
+    fewshot: int | None
+    chat: bool
+    system: str | None
+    max_new_tokens: int | None
+    allow_code_execution: bool
+    allow_unconfined_code: bool
+
+
 def evaluate_utility(
     name: str,
     model: Any,
     tokenizer: Any,
     tasks: Sequence[str],
     *,
-    data_dir: Path | None = None,
-    limit: int | Mapping[str, int] | None = None,
-    fewshot: int | None = None,
-    chat: bool = False,
-    system: str | None = None,
-    max_new_tokens: int | None = None,
     batch_size: int = 32,
-    allow_code_execution: bool = False,
-    allow_unconfined_code: bool = False,
     progress: Any = None,
+    **request: Unpack[Request],
 ) -> UtilityResult:
     """Measures a model in memory on tasks of lm-eval.
 
@@ -44,17 +62,9 @@ def evaluate_utility(
         model: A causal language model of transformers, or a PEFT model around one.
         tokenizer: Its tokenizer.
         tasks: lm-eval's names, see `TASKS` for those that have local files.
-        data_dir: Directory of local files; with it there is no network access.
-        limit: Most items of each task, the first ones; or a number for some tasks by name.
-        fewshot: Worked examples in each prompt; None is each task's own number.
-        chat: Put prompts through the tokenizer's chat template; lm-eval's default is not to.
-        system: System turn, with `chat`.
-        max_new_tokens: Most tokens of a written answer; None is each task's own number.
         batch_size: Most prompts that are decoded together.
-        allow_code_execution: Run the programs that the model writes (HumanEval), in a sandbox.
-        allow_unconfined_code: Run them also where the kernel has no namespaces to shut them in: they could then reach
-            the network and files.
         progress: Called with (requests done, requests in all).
+        request: See `Request`.
 
     Returns:
         lm-eval's figures and a record an item.
@@ -65,44 +75,27 @@ def evaluate_utility(
     """
     from resafe.evals.utility.lm import LoadedLM
 
-    lm = LoadedLM(model, tokenizer, batch_size=batch_size, progress=progress)
-    return evaluate_lm(
-        name, lm, tasks, data_dir=data_dir, limit=limit, fewshot=fewshot, chat=chat, system=system,
-        max_new_tokens=max_new_tokens, allow_code_execution=allow_code_execution,
-        allow_unconfined_code=allow_unconfined_code,
-    )  # fmt: skip
+    return evaluate_lm(name, LoadedLM(model, tokenizer, batch_size=batch_size, progress=progress), tasks, **request)
 
 
-def evaluate_lm(
-    name: str,
-    lm: Any,
-    tasks: Sequence[str],
-    *,
-    data_dir: Path | None = None,
-    limit: int | Mapping[str, int] | None = None,
-    fewshot: int | None = None,
-    chat: bool = False,
-    system: str | None = None,
-    max_new_tokens: int | None = None,
-    allow_code_execution: bool = False,
-    allow_unconfined_code: bool = False,
-) -> UtilityResult:
+def evaluate_lm(name: str, lm: Any, tasks: Sequence[str], **request: Unpack[Request]) -> UtilityResult:
     """As `evaluate_utility`, on any model of lm-eval (an `lm_eval.api.model.LM`), such as its vLLM class."""
+    data_dir, limit, fewshot = request.get("data_dir"), request.get("limit"), request.get("fewshot")
     names = task_names(tasks)
     check_request(names, limit, fewshot)
     start = time.monotonic()
     code = None
-    if allow_code_execution:
+    if request.get("allow_code_execution"):
         from resafe.evals.utility.code import SandboxedCode
 
-        code = SandboxedCode(unconfined=allow_unconfined_code)
+        code = SandboxedCode(unconfined=request.get("allow_unconfined_code", False))
     with offline(data_dir is not None), _quiet():
         from resafe.evals.utility.tasks import load_tasks
 
         loaded = load_tasks(names, data_dir=data_dir, fewshot=fewshot, code=code)
-        if max_new_tokens is not None:
-            _shorten(loaded, max_new_tokens)
-        raw = _evaluate(lm, loaded, limit, chat, system)
+        if (most := request.get("max_new_tokens")) is not None:
+            _shorten(loaded, most)
+        raw = _evaluate(lm, loaded, limit, request.get("chat", False), request.get("system"))
     scores = tuple(_scores(name, raw))
     records = tuple(record for task, items in raw["samples"].items() for record in _records(name, task, items))
     return UtilityResult(name, scores, records, code.summary() if code else {}, time.monotonic() - start)
