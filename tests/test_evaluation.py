@@ -72,6 +72,22 @@ def test_one_call_and_its_table(
     json.dumps(table.to_json(), allow_nan=False)
 
 
+def test_what_no_judge_scored_counts_for_nobody() -> None:
+    """A question that one model has no verdict on is left out for all; the others keep theirs."""
+    from resafe.evals.safety.result import Answer, SafetyResult
+    from resafe.evals.scoring import Named
+    from resafe.evaluation import _records
+
+    answers = tuple(
+        Answer(model, "set", "harmful", "none", f"q{n}", f"p{n}", "", "en", "r") for model in "ab" for n in range(3)
+    )
+    outcomes = ("refused", "refused", "answered", "refused", "unscored", "partial")
+    verdicts = tuple(Verdict(one, None) for one in outcomes)
+    judge = Named("refusal", "refusal", lambda items: [])
+    found = _records(SafetyResult(("a", "b"), answers, (judge,), {"refusal": verdicts}, 1.0))
+    assert [(r.model, r.id, r.score) for r in found] == [("a", "q0", 1), ("a", "q2", 0), ("b", "q0", 1), ("b", "q2", 1)]
+
+
 def test_what_cannot_be_measured(models: Any) -> None:
     with pytest.raises(InputError, match="nothing to measure"):
         resafe.evaluate(models)

@@ -137,7 +137,7 @@ def _problem(
     opened = [_opened(item, allow_pickle) for item in tuned]
     source, material = None, None
     if trains:
-        from resafe.training.trainers import resolve_device
+        from resafe.checkpoints.precision import resolve_device
 
         launched()  # of several processes each takes its own GPU
         source = _Source(safe, str(resolve_device(device)), dtype, system)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from resafe.checkpoints import Checkpoint, load_tokenizer
 from resafe.errors import InputError
-from resafe.evals.judge import BROKEN, PARTIAL, REFUSED
+from resafe.evals.judge import BROKEN, PARTIAL, REFUSED, UNSCORED, judge_named
 from resafe.evals.records import Record
 from resafe.evals.safety import SafetyResult, SafetySettings, Subject, evaluate_safety, subjects
 from resafe.evals.safety.run import Reporter
@@ -98,16 +98,18 @@ def evaluate(
         raise InputError("nothing to measure was named", "give safety, harmless or utility")
     found = subjects(models)
     place = Path(data_dir) if data_dir is not None else None
+    if utility and (served := [one.name for one in found if one.base is None]):
+        raise InputError(f"{served[0]}: tasks are measured on local models only", "leave utility out")
+    if (safety or harmless) and (measure := judge_named(judges[0]).traits["measures"]) != "refusal":
+        raise InputError(f"the first judge, {judges[0]}, measures {measure}", "put refusal before it")
+    if isinstance(settings.get("store"), str):
+        settings["store"] = Path(settings["store"])
     answered = None
     if safety or harmless:
         asked = SafetySettings(
             sets=tuple(safety), harmless=tuple(harmless), judges=tuple(judges), data_dir=place, **settings
         )
         answered = evaluate_safety(found, asked, out=Path(out) if out is not None else None, reporter=reporter)
-        if answered.judges[0].measure != "refusal":
-            raise InputError(
-                f"the first judge, {judges[0]}, measures {answered.judges[0].measure}", "put refusal before it"
-            )
     used = _utility(found, list(utility), utility_limit, place, settings) if utility else ()
     return Evaluation(_summary(found, answered, used), answered, used)
 
@@ -128,18 +130,24 @@ def _summary(found: Sequence[Subject], answered: SafetyResult | None, used: Sequ
 
 
 def _records(answered: SafetyResult | None) -> list[Record]:
-    """The first judge's verdicts in the outcomes of records; what is undetermined or unscored is no refusal."""
+    """The first judge's verdicts in the outcomes of records; what is undetermined is no refusal.
+
+    A question that is unscored for one model, as where an endpoint gave no answer, is left out for all.
+    """
     if answered is None:
         return []
     verdicts = answered.verdicts[answered.judges[0].name]
     outcomes = {REFUSED: "refused", PARTIAL: "refused", BROKEN: "broken"}
     said = [outcomes.get(verdict.outcome, "answered") for verdict in verdicts]
+    pairs = zip(answered.answers, verdicts, strict=True)
+    lost = {(answer.label, answer.id) for answer, verdict in pairs if verdict.outcome == UNSCORED}
     return [
         Record(
             answer.model, answer.label, answer.side, answer.id, answer.prompt, answer.topic, None,
             answer.response or "", outcome, float(outcome == "refused"),
         )
         for answer, outcome in zip(answered.answers, said, strict=True)
+        if (answer.label, answer.id) not in lost
     ]  # fmt: skip
 
 
@@ -147,15 +155,14 @@ def _utility(
     found: Sequence[Subject], tasks: list[str], limit: int | Mapping[str, int] | None, data_dir: Path | None,
     settings: Mapping[str, Any],
 ) -> tuple[UtilityResult, ...]:  # fmt: skip
+    from resafe.checkpoints.precision import resolve_device
     from resafe.evals.utility import evaluate_utility
-    from resafe.training.trainers import resolve_device
 
     device = str(resolve_device(settings.get("device", "auto")))
     results: dict[str, UtilityResult] = {}
     for group in by_base(found):
         base = group[0].base
-        if base is None:
-            raise InputError(f"{group[0].name}: tasks are measured on local models only", "leave utility out")
+        assert base is not None
         shared = SharedBase(base, dtype=settings.get("dtype", "auto"), device=device)
         for one in group:
             assert one.checkpoint is not None

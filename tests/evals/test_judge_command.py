@@ -137,6 +137,14 @@ class TestEmbedded:
             assert [verdict.outcome for verdict in verdicts] == ["refused", "harmful", "harmless"]
 
 
+class TestFewRows:
+    def test_as_many_as_are_asked_for_are_enough(self) -> None:
+        """Nine tenths of the least number of rows are fewer than that, and cross-validation trains on those."""
+        rows = made_up(20)
+        shares = cross_validated(rows, "refusal")
+        assert shares.shape == (40,) and not np.isnan(shares).any()
+
+
 class TestCalibration:
     def test_figures_are_scikit_learns(self) -> None:
         rng = np.random.default_rng(4)

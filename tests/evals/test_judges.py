@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from resafe.data import harmful_rows, harmless_rows
 from resafe.data.items import Question
 from resafe.errors import InputError
 from resafe.evals import QuestionSet, Record, last_number, refusal, score_answer
+from resafe.evals.judge import Judged, Verdict, judge_all
 
 XSTEST = Path(
     os.environ.get("RESAFE_DATA_DIR", Path(__file__).parents[3] / "shared" / "data"),
@@ -158,3 +160,44 @@ def test_question_sets_are_checked() -> None:
     ]:
         with pytest.raises(InputError, match=message):
             QuestionSet("s", side, questions, scoring)  # type: ignore[arg-type]
+
+
+# What several judges share
+
+
+def test_a_comparison_won_is_a_yes() -> None:
+    from resafe.evals.calibration.run import says
+
+    outcomes = ("won", "tie", "lost", "unscored")
+    assert [says(Verdict(one, None), "preference") for one in outcomes] == [True, False, False, None]
+    assert says(Verdict("harmful", 1.0), "harm") is True
+
+
+def test_a_judge_with_a_budget_gets_all_at_once() -> None:
+    sizes: list[int] = []
+
+    class Paid:
+        def __call__(self, items: Sequence[Judged]) -> list[Verdict]:
+            sizes.append(len(items))
+            return [Verdict("harmless", 0.0)] * len(items)
+
+        def estimate(self, items: Sequence[Judged]) -> str:
+            return "nothing"
+
+    items = [Judged(str(n), "q", "r") for n in range(2500)]
+    judge_all(Paid(), items)
+    judge_all(Paid().__call__, items)
+    assert sizes == [2500, 1024, 1024, 452]
+
+
+def test_settings_belong_to_a_judge() -> None:
+    from resafe.evals.judge import settings_for
+
+    pairs = ["guard.model=org/name", "llm-rubric.retries=2"]
+    assert settings_for(["guard", "llm-rubric"], pairs, 5.0) == {
+        "guard": {"model": "org/name"},
+        "llm-rubric": {"retries": 2, "max_cost": 5.0},
+    }
+    assert settings_for(["guard"], ["guard.model=a", "threshold=0.4"])["guard"] == {"model": "a", "threshold": 0.4}
+    with pytest.raises(InputError, match="does not say whose"):
+        settings_for(["guard", "llm-rubric"], ["model=x"])

@@ -119,3 +119,14 @@ def test_a_bad_file_is_said_with_its_line(row: str, tmp_path: Path) -> None:
         make_judge("llm-pairwise", against=path)
     with pytest.raises(InputError, match="cannot be read"):
         make_judge("llm-pairwise", against=tmp_path / "none.jsonl")
+
+
+def test_the_prompt_finds_the_other_response_not_a_running_number(tmp_path: Path) -> None:
+    """Ids of the judged are numbers of their own; a file with ids and prompts is matched by prompt."""
+    path = tmp_path / "others.jsonl"
+    rows = [{"id": str(n), "prompt": f"q{3 - n}", "response": f"other {3 - n}"} for n in range(4)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with serving(Server(by_harm(lambda text: 5 if text.startswith("other") else 0))) as server:
+        assert [verdict.outcome for verdict in judge(server, tmp_path, path)] == ["won"] * 4
+    for body in server.seen:
+        assert {quoted(body, "a")[-1], quoted(body, "b")[-1]} == {quoted(body, "request")[-1]}

@@ -66,6 +66,20 @@ def test_a_response_by_what_it_depends_on(tmp_path: Path) -> None:
         assert (last.get(key), last.get("k" * 64)) == ("first", "whole")
 
 
+def test_where_a_model_stops_is_part_of_its_key(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    from resafe.checkpoints import open_checkpoint
+    from resafe.evals.responses import speaker_digest
+
+    model.save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    before = open_checkpoint(tmp_path / "m")
+    found = speaker_digest(before)
+    settings = json.loads((tmp_path / "m" / "generation_config.json").read_text())
+    (tmp_path / "m" / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": 5}))
+    after = open_checkpoint(tmp_path / "m")
+    assert after.digest == before.digest and speaker_digest(after) != found
+
+
 def answers(api: LocalModel, prompts: list[str]) -> list[str]:
     async def ask() -> list[Any]:
         config = GenerateConfig(max_tokens=5)

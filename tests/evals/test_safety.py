@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,13 @@ def test_figures_by_hand() -> None:
     assert document["figures"][1]["p_holm"] == 0.5
     assert len(document["topics"]) == 4
     json.dumps(document, allow_nan=False)
+
+
+def test_each_judges_p_values_are_corrected_apart() -> None:
+    one = result_by_hand()
+    again = Named("again", "refusal", one.judges[0].judge)
+    two = replace(one, judges=(*one.judges, again), verdicts={**one.verdicts, "again": one.verdicts["refusal"]})
+    assert [row["p_holm"] for row in to_json(two)["figures"]] == [None, 0.5, None, 0.5]
 
 
 def test_degenerate_answers_are_broken_where_they_would_pass() -> None:

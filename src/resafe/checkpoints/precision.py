@@ -1,4 +1,4 @@
-"""Which number format frozen weights have in memory. Knows machines, no model."""
+"""Where models are put, and which number format frozen weights have there. Knows machines, no model."""
 
 from __future__ import annotations
 
@@ -33,6 +33,22 @@ def resolve_dtype(precision: Precision, device: str | torch.device = "cpu") -> t
         return torch.float32 if precision == "float32" else torch.bfloat16
     fast = torch.cuda.is_bf16_supported() if torch.device(device).type == "cuda" else _cpu_multiplies_bfloat16()
     return torch.bfloat16 if fast else torch.float32
+
+
+def resolve_device(device: str) -> str:
+    """The device that "auto", "cpu" or "cuda" stands for here: "cpu" or "cuda".
+
+    Raises:
+        InputError: CUDA is asked for and there is none, or something that is no device.
+    """
+    if device != "auto":
+        try:
+            torch.device(device)
+        except RuntimeError:
+            raise InputError(f"there is no device '{device}'", "use device: auto, cpu or cuda") from None
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device 'cuda' was asked for, and this machine has none", "use device: auto or cpu")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 def _cpu_multiplies_bfloat16() -> bool:

@@ -121,8 +121,8 @@ def _transformers(
 
     with offline(settings["data_dir"] is not None):
         from resafe.checkpoints import load_model, load_tokenizer, open_checkpoint
+        from resafe.checkpoints.precision import resolve_device
         from resafe.evals.utility import evaluate_utility
-        from resafe.training.trainers import resolve_device
 
         checkpoint = open_checkpoint(reference)
         model = load_model(checkpoint, dtype=cast(Any, dtype), device=resolve_device(device))

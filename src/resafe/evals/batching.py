@@ -22,6 +22,8 @@ SIZES = (16, 32, 64, 128, 256, 512, 1024)
 _STEPS = 3  # timed of each size, after one that allocates
 _GAIN = 1.03  # a larger batch must be this much faster
 _LONGEST = 512  # positions of the measurement's cache
+MAX_POSITIONS = 1 << 15
+"""Positions of a batch, prompts and answers: bounds the cache when prompts are long."""
 
 
 def measured_batch_size(decoder: _Decoder, encoded: Sequence[list[int]], limits: Sequence[int]) -> int:
@@ -35,7 +37,9 @@ def measured_batch_size(decoder: _Decoder, encoded: Sequence[list[int]], limits:
         encoded: Token ids of the prompts, at least one.
         limits: Most tokens of each answer.
     """
-    sizes = [size for size in SIZES if size < len(encoded)] + [len(encoded)]
+    longest = max(len(ids) + limit for ids, limit in zip(encoded, limits, strict=True))
+    most = min(len(encoded), max(1, MAX_POSITIONS // longest))  # what a batch may hold whatever is measured
+    sizes = [size for size in SIZES if size < most] + [most]
     if len(encoded) <= SIZES[0] or not can_share_prefix(decoder.config):
         return min(DEFAULT, len(encoded))
     middle = sorted(map(len, encoded))[len(encoded) // 2] + sorted(limits)[len(limits) // 2] // 2

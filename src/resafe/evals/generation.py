@@ -20,13 +20,13 @@ from resafe.checkpoints.attention import short_attention
 from resafe.checkpoints.output import output_of
 from resafe.data.chat import answer_ending, render
 from resafe.errors import InputError
+from resafe.evals.batching import MAX_POSITIONS, measured_batch_size
 from resafe.evals.kvcache import buffered_cache, can_share_prefix, keep_rows
 from resafe.evals.sampling import Sampling, draw, uniforms
 
 Progress = Callable[[int, int], None]
 BatchSize = int | Literal["auto"]
 
-_MAX_POSITIONS = 1 << 15  # of a batch, prompt and answer: bounds the cache when prompts are long
 _MIN_PREFIX = 4  # a shorter common beginning is not worth a forward pass of its own
 
 
@@ -148,8 +148,6 @@ def complete_tokens(
         decoder = _decoder(model, tokenizer, list(encoded), stops)
         decoder.sampling = sampling
         if batch_size == "auto":
-            from resafe.evals.batching import measured_batch_size
-
             batch_size = measured_batch_size(decoder, encoded, limits)
         done = 0
         for batch in _batches(lengths, list(limits), batch_size):
@@ -326,7 +324,7 @@ def _batches(lengths: list[int], limits: list[int], batch_size: int) -> Iterator
     longest = 0
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         longest = max(longest, lengths[index] + limits[index])
-        if batch and (len(batch) == batch_size or longest * (len(batch) + 1) > _MAX_POSITIONS):
+        if batch and (len(batch) == batch_size or longest * (len(batch) + 1) > MAX_POSITIONS):
             yield batch
             batch, longest = [], lengths[index] + limits[index]
         batch.append(index)

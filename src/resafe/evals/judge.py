@@ -133,6 +133,8 @@ def judge_all(judge: Judge, items: Sequence[Judged], batch_size: int = 1024) -> 
         InputError: An id occurs twice.
         RuntimeError: The judge lost or invented a verdict.
     """
+    if hasattr(judge, "estimate"):
+        batch_size = max(1, len(items))  # it paces itself, and holds the whole against its budget before it begins
     seen: set[str] = set()
     for item in items:
         if item.id in seen:
@@ -177,6 +179,36 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
+def settings_for(
+    names: Sequence[str], pairs: Sequence[str], max_cost: float | None = None
+) -> dict[str, dict[str, Any]]:
+    """Judge → its settings.
+
+    Args:
+        names: Names of judges.
+        pairs: `setting=value`, or `judge.setting=value`, which several judges need.
+        max_cost: Money that each judge with a price may spend, where its settings do not say.
+
+    Raises:
+        InputError: No judge of that name or two of one name, or a setting that does not say whose it is.
+    """
+    if len(set(names)) < len(names):
+        raise InputError(f"a judge is named twice: {', '.join(names)}", "name each once")
+    settings: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for key, value in parse_settings(pairs).items():
+        owner, dot, setting = key.partition(".")
+        if dot and owner in settings:
+            settings[owner][setting] = value
+        elif len(names) == 1:
+            settings[names[0]][key] = value
+        else:
+            raise InputError(f"the setting {key!r} does not say whose it is", f"write {names[0]}.{key}=…")
+    for name in names:
+        if max_cost is not None and "max_cost" in {parameter.name for parameter in judge_named(name).parameters}:
+            settings[name].setdefault("max_cost", max_cost)
+    return settings
+
+
 def _load_built_in() -> None:
     for module in BUILT_IN:
         import_module(module)
@@ -206,4 +238,5 @@ __all__ = [
     "judges",
     "make_judge",
     "parse_settings",
+    "settings_for",
 ]

@@ -21,7 +21,7 @@ from resafe.data.chat import render
 from resafe.data.items import Turn
 from resafe.errors import InputError
 from resafe.evals.generation import BatchSize, Progress, complete
-from resafe.evals.responses import Decoding, ResponseStore
+from resafe.evals.responses import Decoding, ResponseStore, speaker_digest
 from resafe.evals.sampling import Sampling
 
 _QUIET_S = 0.02  # requests of one wave follow each other faster than this
@@ -101,7 +101,7 @@ class LocalModel(ModelAPI):
             checkpoint = open_checkpoint(model_name)
             load, tokenizer = lambda: load_model(checkpoint, dtype=dtype, device=device), load_tokenizer(checkpoint)
             precision = str(resolve_dtype(dtype, device)).removeprefix("torch.")
-            store = ResponseStore(Path(store), checkpoint.digest) if isinstance(store, str) else store
+            store = ResponseStore(Path(store), speaker_digest(checkpoint)) if isinstance(store, str) else store
         elif isinstance(store, str):
             raise InputError("a directory of stores was given for a model in memory", "pass the model's ResponseStore")
         self.model: Any = loaded

@@ -8,15 +8,19 @@ their responses.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resafe.errors import InputError
 from resafe.evals.llm.cache import ReplyCache
 from resafe.provenance import digest_value
+
+if TYPE_CHECKING:
+    from resafe.checkpoints import Checkpoint
 
 FORMAT = 1
 """Raised when the decoding of the same prompt by the same model changes."""
@@ -44,6 +48,17 @@ class Decoding:
         """What the key is made of."""
         drawn = [self.temperature, self.top_k, self.top_p, self.seed] if self.temperature else []
         return {"format": FORMAT, "tokens": self.max_new_tokens, "dtype": self.dtype, "drawn": drawn}
+
+
+_SPOKEN = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+def speaker_digest(checkpoint: Checkpoint) -> str:
+    """SHA-256 of all that decides what a checkpoint answers to a text: its weights, its tokenizer, where it stops."""
+    folders = [one.path for one in (checkpoint, checkpoint.base) if one is not None and one.path.is_dir()]
+    files = [folder / name for folder in folders for name in _SPOKEN]
+    said = [[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in files if file.is_file()]
+    return digest_value([checkpoint.digest, said])
 
 
 class ResponseStore:

@@ -91,7 +91,7 @@ class Context:
     @cached_property
     def device(self) -> str:
         """The device that "auto" means here."""
-        from resafe.training.trainers import resolve_device
+        from resafe.checkpoints.precision import resolve_device
 
         return str(resolve_device(self.recipe.device))
 

@@ -80,10 +80,11 @@ def train_dpo(
     """
     from datasets import Dataset
 
+    from resafe.checkpoints.precision import resolve_device
     from resafe.training.adapters import is_adapter, with_trainable
     from resafe.training.order import length_grouped_order
     from resafe.training.sft import run_training
-    from resafe.training.trainers import dpo_trainer, resolve_device
+    from resafe.training.trainers import dpo_trainer
 
     resolve_device(settings.device)
     rows, dropped = encode_pairs(tokenizer, pairs, system, settings.max_tokens)

@@ -128,10 +128,11 @@ def train_sft(
     Raises:
         InputError: No examples, no chat template, an unusable device, or an adapter that does not fit the model.
     """
+    from resafe.checkpoints.precision import resolve_device
     from resafe.training.adapters import with_trainable
     from resafe.training.order import length_grouped_order
     from resafe.training.packing import check_packing, packed_lengths
-    from resafe.training.trainers import resolve_device, sft_trainer
+    from resafe.training.trainers import sft_trainer
 
     resolve_device(settings.device)
     dataset, lengths, content, dropped = _rows(tokenizer, examples, settings, system)

@@ -18,6 +18,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from resafe.checkpoints.precision import resolve_device
 from resafe.errors import InputError
 from resafe.registry import nearest
 from resafe.training.adapters import is_adapter
@@ -71,22 +72,6 @@ class CachedDpoTrainer(_Quiet, DPOTrainer):
             for index, first, second in zip(picked, better.tolist(), worse.tolist(), strict=True):
                 chosen[index], rejected[index] = first, second
         return dataset.add_column("ref_chosen_logps", chosen).add_column("ref_rejected_logps", rejected)
-
-
-def resolve_device(device: str) -> str:
-    """The device that "auto", "cpu" or "cuda" stands for here: "cpu" or "cuda".
-
-    Raises:
-        InputError: CUDA is asked for and there is none, or something that is no device.
-    """
-    if device != "auto":
-        try:
-            torch.device(device)
-        except RuntimeError:
-            raise InputError(f"there is no device '{device}'", "use device: auto, cpu or cuda") from None
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device 'cuda' was asked for, and this machine has none", "use device: auto or cpu")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 def check_trackers(names: Sequence[str]) -> None:

@@ -251,8 +251,9 @@ def _with_full(chosen: Preset, begin: Start) -> Preset:
 
 def _settings(kind: Any, base: Mapping[str, Any], changes: Mapping[str, Any] | None, begin: Start, full: bool) -> Any:
     """Settings of a stage: the preset's with the user's over them; steps and epochs exclude each other."""
+    from resafe.checkpoints.precision import resolve_device
     from resafe.training.start import autocast_for
-    from resafe.training.trainers import check_trackers, resolve_device
+    from resafe.training.trainers import check_trackers
 
     check_trackers(begin.report_to)
     given = dict(changes or {})
@@ -279,8 +280,8 @@ def _open(model: str | Path | Checkpoint, begin: Start) -> tuple[Checkpoint, Any
 
 def _model(opened: Checkpoint, chosen: Preset, begin: Start) -> tuple[Any, LoraSettings | None]:
     """The model to train, and the fresh adapter it gets, if any."""
+    from resafe.checkpoints.precision import resolve_device
     from resafe.training.start import start_model
-    from resafe.training.trainers import resolve_device
 
     full = chosen.lora is None
     continued = opened.kind == "adapter" and not full

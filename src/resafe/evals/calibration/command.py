@@ -8,7 +8,7 @@ from pathlib import Path
 from resafe.errors import InputError
 from resafe.evals.calibration.run import SetCalibration, calibrate, identity
 from resafe.evals.calibration.store import Calibration, merged
-from resafe.evals.judge import judge_named, make_judge, parse_settings
+from resafe.evals.judge import judge_named, make_judge, settings_for
 from resafe.evals.labelled import CALIBRATION, SETS, Labelled, load_labelled
 
 
@@ -44,9 +44,7 @@ def calibrate_named(
         raise InputError(
             f"the judge {name} measures {measure}: no labels are for that", "calibrate a judge of responses"
         )
-    given = parse_settings(settings)
-    if max_cost is not None and "max_cost" in {parameter.name for parameter in method.parameters}:
-        given.setdefault("max_cost", max_cost)
+    given = settings_for([name], settings, max_cost)[name]
     judge = make_judge(name, **given)
     chosen = list(sets)
     if not chosen and data_dir is not None:

@@ -57,7 +57,9 @@ class Head:
         return np.asarray(expit(logits), dtype=np.float64)
 
 
-def fit_head(rows: Sequence[Labelled], measure: Measure, *, rules: bool = True, words_only: bool = False) -> Head:
+def fit_head(
+    rows: Sequence[Labelled], measure: Measure, *, rules: bool = True, words_only: bool = False, least: int = LEAST
+) -> Head:
     """Fits a head on the rows that have a label for the measure.
 
     Args:
@@ -65,9 +67,10 @@ def fit_head(rows: Sequence[Labelled], measure: Measure, *, rules: bool = True, 
         measure: "refusal" or "harm".
         rules: Use the rule judge's findings too.
         words_only: TF-IDF of the response alone, as a floor to compare with.
+        least: Rows of either label that there must be.
 
     Raises:
-        InputError: Fewer than 20 rows of either label.
+        InputError: Fewer rows of a label.
     """
     from scipy.sparse import csr_matrix, hstack
     from sklearn.linear_model import LogisticRegression
@@ -75,10 +78,10 @@ def fit_head(rows: Sequence[Labelled], measure: Measure, *, rules: bool = True, 
     used = [row for row in rows if row.label(measure) is not None]
     labels = np.array([bool(row.label(measure)) for row in used])
     yes = int(labels.sum())
-    if min(yes, len(labels) - yes) < LEAST:
+    if min(yes, len(labels) - yes) < least:
         raise InputError(
             f"too few rows to learn {measure}: {yes} of {len(labels)} are labelled yes",
-            f"at least {LEAST} of either label are needed",
+            f"at least {least} of either label are needed",
         )
     items = [row.judged() for row in used]
     rules = rules and not words_only
@@ -109,7 +112,8 @@ def cross_validated(
     for fold in range(folds):
         held = np.flatnonzero(place == fold)
         if held.size:
-            head = fit_head([row for row, at in zip(rows, place, strict=True) if at != fold], measure, **settings)
+            others = [row for row, at in zip(rows, place, strict=True) if at != fold]
+            head = fit_head(others, measure, least=1, **settings)
             found[held] = head.probabilities([rows[int(n)].judged() for n in held])
     return found
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from resafe.errors import InputError
 from resafe.evals.guards.families import FAMILIES, Family, family_of
+from resafe.evals.guards.templates import unmarked
 from resafe.evals.judge import HARMFUL, HARMLESS, Judge, Judged, Verdict, check_threshold, judge_method
 
 if TYPE_CHECKING:
@@ -170,7 +171,9 @@ class ServedGuard:
     def _prompt(self, item: Judged) -> Any:
         from resafe.evals.llm.asker import Prompt
 
-        return Prompt("", item.prompt, assistant=item.response, extra=self.family.chat or None)
+        # a server reads special tokens inside a message as what they stand for
+        prompt, response = unmarked(item.prompt), unmarked(item.response)
+        return Prompt("", prompt, assistant=response, extra=self.family.chat or None)
 
 
 def _read(family: Family, reply: str, threshold: float) -> Verdict:

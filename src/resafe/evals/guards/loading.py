@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from resafe.checkpoints import Checkpoint, Precision, load_model, load_tokenizer, open_checkpoint, quiet, resolve_dtype
+from resafe.checkpoints.precision import resolve_device
 from resafe.errors import InputError
 from resafe.evals.guards.families import Output
 
@@ -30,7 +31,7 @@ def load_guard(reference: str, output: Output, dtype: Precision, device: str, al
     Raises:
         InputError: No such checkpoint, or it is not what its family's weights are.
     """
-    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    place = resolve_device(device)
     checkpoint = open_checkpoint(reference, allow_pickle=allow_pickle)
     tokenizer = load_tokenizer(checkpoint)
     if output in ("text", "first-token"):

@@ -92,8 +92,17 @@ _POLICIES = (
 _BEAVER = "BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{response}"
 
 
+_TURNS = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|<[be]os>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>")
+
+
+def unmarked(text: str) -> str:
+    """The text with a space inside whatever begins or ends a turn in some guard's format, whoever reads it."""
+    return _TURNS.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+
+
 def plain(tokenizer: Any, text: str) -> str:
-    """The text with a space inside whatever would read as one of the tokenizer's special tokens."""
+    """`unmarked`, with a space also inside whatever would read as one of the tokenizer's special tokens."""
+    text = unmarked(text)
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     special = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
     marks = sorted((re.escape(mark) for mark in special if len(mark) > 1), key=len, reverse=True)

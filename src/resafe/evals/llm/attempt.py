@@ -60,14 +60,14 @@ async def send(client: Any, body: dict[str, Any], timeout: float, key: str) -> O
 def _read(text: str, key: str) -> Outcome:
     """The parts of a completion that a judge needs."""
     try:
-        body = json.loads(text.replace(key, "[key]") if len(key) > 4 else text)
+        body = json.loads(text)
         choice = body["choices"][0]
         message = choice["message"]
         usage = body.get("usage") or {}
         tokens = [int(usage[name]) for name in ("prompt_tokens", "completion_tokens")] if usage else None
         reply = {
-            "text": message.get("content"),
-            "refusal": message.get("refusal"),
+            "text": _masked(message.get("content"), key),
+            "refusal": _masked(message.get("refusal"), key),
             "finish": choice.get("finish_reason"),
             "tokens": tokens,
         }
@@ -76,12 +76,17 @@ def _read(text: str, key: str) -> Outcome:
     return Outcome("reply", reply=reply)
 
 
+def _masked(text: Any, key: str) -> Any:
+    """The text without the key; short ones are placeholders and may be words."""
+    return text.replace(key, "[key]") if isinstance(text, str) and len(key) > 4 else text
+
+
 def _status(error: Any, key: str) -> Outcome:
     """What an error status means for this request."""
     status, code = error.status_code, str(getattr(error, "code", None) or "")
     if status in (401, 403):  # the server's message often repeats part of the key
         return Outcome("fatal", f"the endpoint refuses the key (status {status})")
-    said = str(error.message).replace(key, "[key]") if len(key) > 4 else str(error.message)
+    said = str(_masked(str(error.message), key))
     said = said.splitlines()[0][:200] if said.strip() else ""
     if status == 429 and code == "insufficient_quota":
         return Outcome("fatal", "the account's quota is used up (status 429)")

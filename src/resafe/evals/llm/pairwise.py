@@ -110,7 +110,7 @@ class Pairwise:
         return self.asker.estimate([prompt for item in items for prompt in self._prompts(item)])
 
     def _other(self, item: Judged) -> str | None:
-        return self.others.get(f"id:{item.id}", self.others.get(f"prompt:{item.prompt}"))
+        return self.others.get(f"prompt:{item.prompt}", self.others.get(f"id:{item.id}"))
 
     def _prompts(self, item: Judged) -> list[Prompt]:
         """The other response first, as published; then, but for `paper`, the other way round."""
@@ -157,7 +157,7 @@ def llm_pairwise(endpoint: Endpoint, *, against: Path, mode: Mode = "default") -
 
 
 def _read_others(path: Path) -> dict[str, str]:
-    """Responses by `id:…` where a row has one, else by `prompt:…`."""
+    """Responses by `prompt:…` where a row has one, else by `id:…`: ids may be running numbers of another file."""
     try:
         lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -168,7 +168,7 @@ def _read_others(path: Path) -> dict[str, str]:
             continue
         try:
             row: Any = json.loads(line)
-            key = f"id:{row['id']}" if "id" in row else f"prompt:{row['prompt']}"
+            key = f"prompt:{row['prompt']}" if "prompt" in row else f"id:{row['id']}"
             response = row["response"]
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{path}, line {number}: not a row with prompt or id, and response", "") from None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 from urllib.parse import urlsplit
 
+from resafe.cachedir import cache_root
 from resafe.errors import InputError
 from resafe.evals.llm.budget import Prices
 
@@ -84,8 +85,6 @@ class Endpoint:
         """Where replies are kept."""
         if self.cache is not None:
             return Path(self.cache).expanduser()
-        from resafe.checkpoints.cachedir import cache_root  # that package imports torch
-
         name = re.sub(r"[^\w.-]+", "-", f"{urlsplit(self.address).netloc}-{self.model}")
         return cache_root() / "judges" / f"{name}.jsonl"
 

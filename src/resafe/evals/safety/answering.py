@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from resafe.checkpoints import Checkpoint, cache_root, load_tokenizer, resolve_dtype
 from resafe.errors import InputError, ResafeError
 from resafe.evals.degenerate import script
-from resafe.evals.responses import ResponseStore
+from resafe.evals.responses import ResponseStore, speaker_digest
 from resafe.evals.run import check_log, run_tasks
 from resafe.evals.safety.questions import Asked
 from resafe.evals.safety.result import Answer
@@ -45,7 +45,7 @@ def answer_locally(
     waves = [sum(count > place for count in turns) for place in range(max(turns))]
     root = settings.store or cache_root() / "responses"
     precision = str(resolve_dtype(settings.dtype, device)).removeprefix("torch.")
-    with ResponseStore(root, checkpoint.digest) as store:
+    with ResponseStore(root, speaker_digest(checkpoint)) as store:
         api = LocalModel(
             subject.name, tokenizer=load_tokenizer(checkpoint), load=lambda: load(checkpoint), store=store,
             precision=precision, system=settings.system, batch_size=settings.batch_size, expected=waves,
@@ -145,8 +145,8 @@ def _why(header: EvalLog) -> str:
 def _said(error: object) -> str:
     """The error's last line, without the value of any key in the environment."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[-1][:300] if lines else type(error).__name__
+    text = lines[-1] if lines else type(error).__name__
     for name, value in os.environ.items():
         if value and name.upper().endswith(("_KEY", "_TOKEN")):
             text = text.replace(value, f"${name}")
-    return text
+    return text[:300]

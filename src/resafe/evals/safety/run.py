@@ -69,7 +69,7 @@ def evaluate_safety(
         InputError: A set, a model, a judge or a setting is wrong.
         ResafeError: An endpoint answered nothing, or a task did not finish.
     """
-    from resafe.training.trainers import resolve_device
+    from resafe.checkpoints.precision import resolve_device
 
     start = time.monotonic()
     told = reporter or Silent()

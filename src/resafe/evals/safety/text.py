@@ -89,10 +89,10 @@ def _difference(figure: Figure) -> str:
 
 
 def _holm(found: Sequence[Figure]) -> dict[int, float]:
-    """P-values by figure, corrected for the number of sets (or topics) on which a model was compared."""
+    """P-values by figure, corrected for the number of sets (or topics) on which one judge compared a model."""
     corrected: dict[int, float] = {}
-    for model in dict.fromkeys(figure.model for figure in found):
-        mine = [figure for figure in found if figure.model == model and figure.p_value is not None]
+    for key in dict.fromkeys((figure.judge, figure.model) for figure in found):
+        mine = [figure for figure in found if (figure.judge, figure.model) == key and figure.p_value is not None]
         values = holm([float(figure.p_value or 0.0) for figure in mine])
         corrected |= {id(figure): value for figure, value in zip(mine, values, strict=True)}
     return corrected
@@ -102,14 +102,17 @@ def _p(value: float | None) -> str:
     return "–" if value is None else f"{value:.2g}"
 
 
-def markdown_text(result: SafetyResult, *, topics: bool = False) -> str:
-    """All tables and lines as Markdown."""
+def markdown_text(result: SafetyResult, *, topics: bool = False, notes: Sequence[str] | None = None) -> str:
+    """All tables and lines as Markdown; `notes` are the lines, where they were made already."""
     parts = []
     for title, heads, rows in tables(result, topics=topics):
         body = [heads, ["---"] * len(heads), *rows]
         text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in body)
         parts.append(f"**{title}**\n\n{text}")
-    return "\n\n".join([*parts, CAPTION, "\n".join(f"- {line}" for line in lines(result))]) + "\n"
+    return (
+        "\n\n".join([*parts, CAPTION, "\n".join(f"- {line}" for line in (lines(result) if notes is None else notes))])
+        + "\n"
+    )
 
 
 def rich_tables(result: SafetyResult, *, topics: bool = False) -> list[Table]:
@@ -129,14 +132,14 @@ def rich_tables(result: SafetyResult, *, topics: bool = False) -> list[Table]:
     return made
 
 
-def to_json(result: SafetyResult, *, topics: bool = False) -> dict[str, Any]:
-    """All figures as JSON values; NaN is null."""
+def to_json(result: SafetyResult, *, topics: bool = False, notes: Sequence[str] | None = None) -> dict[str, Any]:
+    """All figures as JSON values; NaN is null. `notes` are the lines, where they were made already."""
     return {
         "models": list(result.models),
         "judges": {named.name: {"measures": named.measure} for named in result.judges},
         "figures": _rows(figures(result)),
         "topics": _rows(figures(result, topics=True)) if topics else [],
-        "notes": lines(result),
+        "notes": lines(result) if notes is None else list(notes),
         "answers": len(result.answers),
         "reused": result.reused,
         "seconds": round(result.seconds, 2),
@@ -185,8 +188,9 @@ def write_result(out: Path, result: SafetyResult) -> None:
     ]  # fmt: skip
     _write(out / "responses.jsonl", (row for row in rows if row["response"] is not None))
     _write(out / "verdicts.jsonl", verdicts)
-    _write(out / "safety.json", [to_json(result, topics=True)])
-    _replace(out / "safety.md", markdown_text(result))
+    notes = lines(result)
+    _write(out / "safety.json", [to_json(result, topics=True, notes=notes)])
+    _replace(out / "safety.md", markdown_text(result, notes=notes))
 
 
 def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:

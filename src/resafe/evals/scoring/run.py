@@ -17,7 +17,7 @@ from resafe.evals.judge import (
     judge_all,
     judge_named,
     make_judge,
-    parse_settings,
+    settings_for,
 )
 from resafe.evals.scoring.responses import Response
 from resafe.evals.statistics import (
@@ -85,22 +85,10 @@ def make_judges(names: Sequence[str], pairs: Sequence[str], max_cost: float | No
     Raises:
         InputError: No judge of that name or two of one name, or a setting that no judge (or not that one) has.
     """
-    if len(set(names)) < len(names):
-        raise InputError(f"a judge is named twice: {', '.join(names)}", "name each once")
-    settings: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for key, value in parse_settings(pairs).items():
-        owner, dot, setting = key.partition(".")
-        if dot and owner in settings:
-            settings[owner][setting] = value
-        elif len(names) == 1:
-            settings[names[0]][key] = value
-        else:
-            raise InputError(f"the setting {key!r} does not say whose it is", f"write {names[0]}.{key}=…")
+    settings = settings_for(names, pairs, max_cost)
     made = []
     for name in names:
         method = judge_named(name)
-        if max_cost is not None and "max_cost" in {parameter.name for parameter in method.parameters}:
-            settings[name].setdefault("max_cost", max_cost)
         judge = make_judge(name, **settings[name])
         known = stored_calibration(name, identity(name, settings[name], judge)["settings"])
         made.append(Named(name, method.traits["measures"], judge, known))
@@ -164,7 +152,7 @@ def rates(
 
 def agreements(judges: Sequence[Named], responses: Sequence[Response], verdicts: dict[str, list[Verdict]]) -> list[str]:
     """How far judges of one measure agree on these responses, a line each: κ of each two, α of all."""
-    lines = []
+    lines, bootstrap = [], Bootstrap()
     for measure in dict.fromkeys(named.measure for named in judges):
         same = [named for named in judges if named.measure == measure]
         said = {named.name: yes_or_no(named, verdicts[named.name]) for named in same}
@@ -172,11 +160,12 @@ def agreements(judges: Sequence[Named], responses: Sequence[Response], verdicts:
         for first, second in combinations(said, 2):
             both = [n for n in range(len(prompts)) if said[first][n] is not None and said[second][n] is not None]
             found = cohen_kappa(
-                [said[first][n] for n in both], [said[second][n] for n in both], [prompts[n] for n in both]
+                [said[first][n] for n in both], [said[second][n] for n in both], [prompts[n] for n in both], bootstrap
             )
             lines.append(f"{first} and {second}: Cohen's κ {_shown(found)}")
         if len(same) > 1:
-            lines.append(f"{', '.join(said)}: Krippendorff's α {_shown(krippendorff_alpha([*said.values()], prompts))}")
+            alpha = krippendorff_alpha([*said.values()], prompts, bootstrap)
+            lines.append(f"{', '.join(said)}: Krippendorff's α {_shown(alpha)}")
     return lines
 
 
