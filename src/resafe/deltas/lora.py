@@ -88,19 +88,20 @@ class LoraProductVector:
     def aligned(self, name: str) -> Tensor:
         """The base weight with the aligned adapter folded in, float32."""
         weight = self.model.read(name).to(torch.float32)
-        return weight if self.safe is None else weight + _product(self.safe, name)
+        return weight if self.safe is None else weight + product(self.safe, name)
 
     def delta(self, name: str) -> Tensor:
         """The change of the weight from aligned to tuned, float32."""
-        product = _product(self.tuned, name)
-        return product if self.safe is None else product - _product(self.safe, name)
+        tuned = product(self.tuned, name)
+        return tuned if self.safe is None else tuned - product(self.safe, name)
 
     def factor_modules(self) -> None:
         """None: it is over the weights."""
         return None
 
 
-def _product(adapter: Checkpoint, name: str) -> Tensor:
+def product(adapter: Checkpoint, name: str) -> Tensor:
+    """S · B A, what an adapter adds to a weight, float32; a zero of shape (1,) for a weight that it does not touch."""
     pairs = factor_pairs(adapter)
     if name not in pairs:
         return torch.zeros(1)

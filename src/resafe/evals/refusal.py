@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from resafe.evals import refusal_english as english
 from resafe.evals import refusal_han_hindi as other
 from resafe.evals.degenerate import degenerate, script
+from resafe.provenance import digest_files
 
 Outcome = Literal["refused", "answered", "broken"]
 FineOutcome = Literal["refused", "partial", "answered", "undetermined", "broken"]
@@ -178,3 +180,10 @@ def _normalise(text: str) -> str:
     for curly in "\u2018\u2019\u02bc\u00b4`":
         text = text.replace(curly, "'")
     return " ".join(text.replace("*", "").replace("_", " ").split()).strip("\"' #>-")
+
+
+def rules_digest() -> str:
+    """SHA-256 of the rules' code: verdicts that were given by other rules are not these rules' verdicts."""
+    folder = Path(__file__).parent
+    files = [*sorted(folder.glob("refusal*.py")), folder / "degenerate.py"]
+    return digest_files(files, folder)

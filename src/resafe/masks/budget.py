@@ -68,8 +68,7 @@ def hold_budget(
         if rate >= 1:
             for part in parts:
                 part.fill_(KEPT)
-        elif rate > 0:
-            by = _shift(parts, rate, total)
+        elif rate > 0 and (by := _shift(parts, rate, total)):
             for part in parts:
                 part.add_(by)
 

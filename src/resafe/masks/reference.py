@@ -25,6 +25,13 @@ Reference = Literal["tuned", "aligned", "random"]
 """π_ref of DPO: the tuned model (mask 1), the aligned one (mask 0), or the published one (φ = 0, redrawn each step)."""
 
 _LIBRARIES = ("torch", "transformers")
+_FORMAT = 1  # raised when the same models and items give other numbers
+
+
+def precision_of(model: torch.nn.Module) -> list[list[str]]:
+    """Name, device and dtype of every frozen tensor: what a model's numbers depend on beside its checkpoint."""
+    frozen = ((name, value) for name, value in model.named_parameters() if not value.requires_grad)
+    return [[name, value.device.type, str(value.dtype)] for name, value in frozen]
 
 
 def reference_digest(
@@ -42,9 +49,8 @@ def reference_digest(
     """
     tokens = [(i.chosen.prompt, i.chosen.answer, i.rejected.prompt, i.rejected.answer) if i.rejected else None
               for i in items]  # fmt: skip
-    kinds = sorted({f"{value.device.type} {value.dtype}" for value in model.parameters() if not value.requires_grad})
     made_with = {name: version for name, version in versions().items() if name in _LIBRARIES}
-    return digest_value([models, logits.vectors_digest, which, tokens, kinds, shared, made_with])
+    return digest_value([_FORMAT, models, logits.vectors_digest, which, tokens, precision_of(model), shared, made_with])
 
 
 def kept_reference(

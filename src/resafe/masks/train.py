@@ -36,6 +36,7 @@ from resafe.masks.reference import (
     both_log_probabilities,
     kept_reference,
     pass_cost,
+    precision_of,
     reference_digest,
     reference_log_probabilities,
 )
@@ -147,6 +148,8 @@ class MaskTrainer:
         self.engine, self.processes = engine or EngineSettings(), processes
         self._check_engine()
         logits.kernels = Kernels(self.engine.fused)
+        device = next(model.parameters()).device
+        self._fused = logits.kernels.used_on(device)  # as planned: that compiling fails is found at the first step
         self._stepping = False
         self.optimizer = make_optimizer(
             self.engine.optimizer, logits.parameters(), settings.learning_rate, self.engine.logits
@@ -190,8 +193,11 @@ class MaskTrainer:
         running += ["shared prompts"] if self.engine.share_prompts else []
         running += ["logits in bfloat16"] if self.engine.logits == "bfloat16" else []
         running += ["steps in backward"] if self.engine.step_in_backward else []
-        running += ["fused"] if self.logits.kernels.used_on(next(self.model.parameters()).device) else []
-        return digest_value([described(self.settings), described(self.logits.settings), tokens, start, *running])
+        running += ["fused"] if self._fused else []
+        models = [self.models, precision_of(self.model)]
+        return digest_value(
+            [described(self.settings), described(self.logits.settings), tokens, start, models, *running]
+        )
 
     def reference(self) -> Tensor:
         """The fixed reference's log-probabilities, computed once and kept (see `resafe.masks.reference`)."""
@@ -348,12 +354,11 @@ class MaskTrainer:
         if self.settings.loss in AVERAGED:
             lengths = torch.tensor([[len(i.chosen.answer), len(i.rejected.answer)] for i in pairs if i.rejected])
             table, fixed = table / lengths.to(table.device), fixed / lengths.to(table.device)
-        losses, margins = preference_loss(
+        losses, _ = preference_loss(
             table[:, 0], table[:, 1], fixed[:, 0], fixed[:, 1], self.settings.beta, self.settings.loss,
             self.settings.label_smoothing,
         )  # fmt: skip
-        if self.settings.loss in AVERAGED:
-            margins = rewards[:, 0] - rewards[:, 1]  # what is reported is of whole answers for every loss
+        margins = rewards[:, 0] - rewards[:, 1]  # of whole answers for every loss
         metrics = {
             "rewards/chosen": float(rewards[:, 0].mean()),
             "rewards/rejected": float(rewards[:, 1].mean()),

@@ -16,11 +16,12 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from resafe.data.items import Example, Pair
-from resafe.deltas import TaskVector, check_together
+from resafe.deltas import TaskVector, check_together, origins
 from resafe.errors import InputError
 from resafe.fusion import Fusion
 from resafe.masks import Mask
 from resafe.masks.concrete import norm_kept
+from resafe.provenance import digest_value
 from resafe.registry import Registry
 
 REALIGN = Registry("realign method", "resafe.realign")
@@ -123,6 +124,19 @@ class Problem:
 
         statistics = self.fusion.statistics(self.names, deltas)
         return lambda name: self.vectors[0].aligned(name) + self.fusion.combine(name, deltas(name), statistics)
+
+
+def checkpoint_digests(problem: Problem) -> dict[str, Any]:
+    """Of the aligned and the tuned checkpoints, so that who applies the mask can tell whether it belongs there."""
+    pairs = [origins(vector) for vector in problem.vectors]
+    aligned, tuned = pairs[0][0], [checkpoint.digest for _, checkpoint in pairs if checkpoint is not None]
+    return ({"aligned": aligned.digest} if aligned is not None else {}) | {"tuned": tuned}
+
+
+def models_digest(problem: Problem) -> str:
+    """SHA-256 that tells a problem's models and their fusion from others, as far as checkpoints tell their content."""
+    fusion = problem.fusion
+    return digest_value([checkpoint_digests(problem), fusion.name, fusion.resolved(), fusion.seed, fusion.models])
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from resafe.masks.concrete import Export
 from resafe.masks.engine import EngineSettings, checkpoint_layers
 from resafe.masks.logits import whole
 from resafe.masks.processes import ALONE, Processes, launched, shard
-from resafe.provenance import described, digest_value
-from resafe.realign.base import Problem
+from resafe.provenance import described
+from resafe.realign.base import Problem, checkpoint_digests, models_digest
 from resafe.realign.orthogonal import orthogonal_removal
 from resafe.realign.safety import SafetyVector, agreements, fixed_outside
 from resafe.realign.scores import encoded_items, mask_gradients, masked_model, with_head_size
@@ -81,7 +81,7 @@ def train_mask(
         logits.to(torch.bfloat16)
     trainer = MaskTrainer(
         model, logits, items, training, pad_id=pad_id, work=problem.work, progress=problem.progress, engine=running,
-        processes=processes, references=_references(problem), models=_models(problem),
+        processes=processes, references=_references(problem), models=models_digest(problem),
     )  # fmt: skip
     metrics = trainer.run()
     last = max(0, training.steps - 1)
@@ -89,13 +89,16 @@ def train_mask(
         key: export_mask(whole(value), settings, export, keep=keep, seed=training.seed, key=key, step=last)
         for key, value in logits.values.items()
     }
+    if limits.conflict_only:  # whatever the export, which may remove a share of everything
+        fixed = {key: whole(value.detach()).float() >= KEPT for key, value in logits.values.items()}
+        values = {key: torch.where(fixed[key].to(value.device), 1.0, value) for key, value in values.items()}
     facts: dict[str, Any] = {"training": described(training), "export": export, "metrics": metrics}
     if limits.orthogonal:
         logits.to(torch.float32)
         gradient = task_gradient(model, logits, values, settings, items, pad_id, problem.progress, processes)
         values = orthogonal_removal(values, gradient)
         facts["orthogonal"] = True
-    return logits.masks_of(values, settings, facts | _digests(problem))
+    return logits.masks_of(values, settings, facts | checkpoint_digests(problem))
 
 
 def task_gradient(
@@ -127,19 +130,7 @@ def task_gradient(
     return {key: (ends[0][key] + ends[1][key]) / 2 for key in masks}
 
 
-def _digests(problem: Problem) -> dict[str, Any]:
-    """Of the aligned and the tuned checkpoints, so that who applies the mask can tell whether it belongs there."""
-    pairs = [origins(vector) for vector in problem.vectors]
-    aligned, tuned = pairs[0][0], [checkpoint.digest for _, checkpoint in pairs if checkpoint is not None]
-    return ({"aligned": aligned.digest} if aligned is not None else {}) | {"tuned": tuned}
-
-
 def _references(problem: Problem) -> Path | None:
     """Where reference log-probabilities are kept for other trainings: only if the models are known by content."""
     known = all(None not in origins(vector) for vector in problem.vectors)
     return cache_root() / "references" if problem.work is not None and known else None
-
-
-def _models(problem: Problem) -> str:
-    fusion = problem.fusion
-    return digest_value([_digests(problem), fusion.name, fusion.resolved(), fusion.seed, fusion.models])

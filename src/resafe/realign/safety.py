@@ -15,7 +15,7 @@ from torch import Tensor
 
 from resafe.checkpoints import Checkpoint, open_checkpoint
 from resafe.deltas import TaskVector, origins
-from resafe.deltas.lora import factor_pairs, scaling
+from resafe.deltas.lora import product
 from resafe.errors import InputError
 from resafe.masks import MaskLogits
 from resafe.masks.concrete import collected
@@ -58,12 +58,8 @@ class SafetyVector:
 
 
 def _adapted(checkpoint: Checkpoint, name: str) -> Tensor:
-    """What an adapter adds to a weight; zero for what it does not touch, and for a model."""
-    pairs = factor_pairs(checkpoint) if checkpoint.kind == "adapter" else {}
-    if name not in pairs:
-        return torch.zeros(1)
-    a, b = (checkpoint.read(factor).to(torch.float32) for factor in pairs[name])
-    return scaling(checkpoint, name) * (b @ a)
+    """What an adapter adds to a weight; zero for a model."""
+    return product(checkpoint, name) if checkpoint.kind == "adapter" else torch.zeros(1)
 
 
 def safety_vector(problem: Problem, base: str | None, unaligned: str | None) -> SafetyVector:
@@ -131,6 +127,8 @@ def _toward(vector: TaskVector, safety: SafetyVector) -> Callable[[str], Tensor]
     def gradient(name: str) -> Tensor:
         weight, a, b, scale = partners[name]
         v = safety.weight(weight)
+        if v.dim() < 2:  # neither model changes this weight
+            return torch.zeros(vector.shape(name))
         other = b if name == a else a
         tuned = vector.aligned(other) + vector.delta(other)
         return scale * (tuned.T @ v if name == a else v @ tuned.T)

@@ -155,6 +155,11 @@ def somf(
         gradient_checkpointing, storage, optimizer, report_to,
         preset != "paper" if share_prompts is None else share_prompts, logits, step_in_backward, fused,
     )  # fmt: skip
+    if layer_budget is not None and ((export or chosen.export) != "soft" or orthogonal):
+        raise InputError(
+            "layer_budget holds the mask as it is learnt, which the export changes",
+            "use export soft, and leave orthogonal out",
+        )
     needed = conflict_only or (warm is not None and warm_scores == "sign_agreement")
     if (base or unaligned) and not needed:
         raise InputError(

@@ -15,8 +15,9 @@ from resafe.masks.batches import Item
 from resafe.masks.checkpoint import load_state, save_state
 from resafe.masks.concrete import collected
 from resafe.masks.processes import ALONE, Processes
+from resafe.masks.reference import precision_of
 from resafe.provenance import digest_value
-from resafe.realign.base import Problem
+from resafe.realign.base import Problem, models_digest
 from resafe.realign.safety import SafetyVector, agreements
 from resafe.realign.scores import removal_mask, removal_scores
 
@@ -103,7 +104,8 @@ def _stored(
     path = problem.work / "scores.safetensors" if problem.work else None
     tokens = [(item.side, item.chosen.prompt, item.chosen.answer) for item in items]
     kind = [] if warm.scores == "gradient" else [warm.scores]
-    identity = digest_value([warm.examples, asdict(logits.settings), logits.vectors_digest, tokens, *kind])
+    models = [models_digest(problem), precision_of(model)]
+    identity = digest_value([warm.examples, asdict(logits.settings), logits.vectors_digest, tokens, models, *kind])
     processes.wait()
     stored = load_state(path, identity) if path else None
     if not processes.agree(stored is not None):

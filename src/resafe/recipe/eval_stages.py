@@ -8,6 +8,7 @@ from typing import Any
 from resafe.checkpoints import Checkpoint
 from resafe.evals import evaluate_model, perplexity
 from resafe.evals.records import Record
+from resafe.evals.refusal import rules_digest
 from resafe.evals.responses import ResponseStore
 from resafe.provenance import digest_value
 from resafe.recipe.context import Context
@@ -50,7 +51,7 @@ def evaluate(context: Context, name: str, stage: Stage, checkpoint: Checkpoint, 
         for key, questions in sets.items()
     }
     depends = {"stage": stage.digest, "sets": digest_value(asked), "texts": digest_value(context.texts())}
-    depends["dtype"] = context.dtype
+    depends |= {"dtype": context.dtype, "rules": rules_digest()}
     return context.run.stage(f"evaluate-{name}", depends, work)
 
 

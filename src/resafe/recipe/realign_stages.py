@@ -11,15 +11,16 @@ from resafe.data.items import Example
 from resafe.deltas import task_vector
 from resafe.errors import InputError
 from resafe.evals import generate, refusal, score_answer
+from resafe.evals.refusal import rules_digest
 from resafe.evals.sets import QuestionSet
 from resafe.fusion import FUSION, Fusion
 from resafe.masks import PRESETS
 from resafe.masks.format import load_masks, save_masks
-from resafe.provenance import described, digest_value
+from resafe.provenance import described, digest_files, digest_value
 from resafe.realign import REALIGN, Family, Problem, write_realigned
 from resafe.recipe.context import Context, read_json
 from resafe.recipe.schema import RealignPart, Recipe
-from resafe.recipe.select import Candidate, Measured, choose, judge, unmeasured
+from resafe.recipe.select import Candidate, Measured, choice_rule, choose, judge, unmeasured
 from resafe.recipe.stage import Stage, write_json
 
 
@@ -54,7 +55,7 @@ def realign(context: Context, name: str, aligned: Stage, tuned: dict[str, Stage]
         # titles are for the report alone, and what does not ask for a frontier is what it was without the option
         "part": part.model_dump(mode="json", exclude={"title", "kind", *(() if part.frontier else ("frontier",))}),
         # A default that changes with the code changes the result as much as a setting in the recipe does.
-        "defaults": [str(parameter) for parameter in method.parameters if parameter.name not in method.traits["later"]],
+        "defaults": [[p.name, repr(p.default)] for p in method.parameters if p.name not in method.traits["later"]],
         "presets": {key: described(preset) for key, preset in PRESETS.items()} if method.traits["makes_mask"] else {},
         "aligned": aligned.digest,
         "tuned": [tuned[task].digest for task in part.tuned],
@@ -63,6 +64,8 @@ def realign(context: Context, name: str, aligned: Stage, tuned: dict[str, Stage]
         "seed": context.recipe.seed,
         "dtype": context.dtype,
     }
+    if mask := part.settings.get("mask"):
+        depends["mask"] = digest_files(sorted(Path(mask).rglob("safety_mask.*")), Path(mask))
     if named := [part.settings[role] for role in ("base", "unaligned") if part.settings.get(role)]:
         depends["named"] = [open_checkpoint(reference).digest for reference in named]
     return context.run.stage(f"realign-{name}", depends, work)
@@ -79,7 +82,9 @@ def _validation_digest(context: Context, tasks: list[str]) -> str:
     sets = [context.task_set(task, "validation", asked.validation.task) for task in tasks]
     questions = [context.harmful("validation"), context.harmless("validation"), *(s.questions for s in sets)]
     limits = [asked.validation.max_new_tokens, asked.task_max_new_tokens]
-    return digest_value([limits, [[(q.prompt, q.target) for q in part] for part in questions]])
+    return digest_value(
+        [limits, choice_rule(), rules_digest(), [[(q.prompt, q.target) for q in part] for part in questions]]
+    )
 
 
 def _problem(context: Context, part: RealignPart, aligned: Stage, tuned: dict[str, Stage], path: Path) -> Problem:
@@ -192,7 +197,7 @@ class _Validation:
         """Validation figures of the aligned or a tuned model, measured once for all entries of a run."""
         lengths = [self.context.recipe.questions.validation.max_new_tokens, *(task.max_new_tokens for task in tasks)]
         asked = [lengths, self.harmful, self.harmless, [q.prompt for task in tasks for q in task.questions]]
-        key = digest_value([stage.digest, asked, self.context.dtype])[:16]
+        key = digest_value([stage.digest, asked, self.context.dtype, rules_digest()])[:16]
         store = self.context.run.root / "stages" / "validation" / f"{key}.json"
         if not store.is_file():
             store.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from resafe.checkpoints import Checkpoint, ensure_space
+from resafe.provenance import digest_value
 from resafe.realign import REALIGN
 from resafe.recipe.context import Context, read_json
 from resafe.recipe.eval_stages import evaluate
@@ -131,7 +132,7 @@ def _evaluate_all(made: SeedRun, aligned: Stage, tuned: dict[str, Stage]) -> Non
     sets = {task: {item: names[task] for item in part.measured_by or [task]} for task, part in recipe.tune.items()}
     every = {item: name for found in sets.values() for item, name in found.items()}
     if recipe.evaluate_base:
-        base = Stage("base", context.base.digest, context.run.root)
+        base = Stage("base", digest_value([context.base.digest, context.system]), context.run.root)
         info = ModelInfo("base", "base", method="as it came", tasks=every)
         made.measure(info, base, context.base, tuple(recipe.tune))
     trained = "model" if recipe.full else "adapter"

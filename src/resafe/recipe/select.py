@@ -12,6 +12,11 @@ TOLERANCE = 0.04
 """Scores this close are taken as equal: about one standard error of R_s on some 80 questions."""
 
 
+def choice_rule() -> list[float]:
+    """The numbers of the rule, for digests of what depends on it."""
+    return [ALLOWED, PRICE, TOLERANCE]
+
+
 @dataclass(frozen=True)
 class Measured:
     """Figures of one model on validation items, as shares."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from resafe.errors import InputError
 from resafe.evals.calibration.store import Calibration, from_json
 from resafe.evals.calibration.text import sentence
 from resafe.evals.statistics import Interval, corrected_rate, minimum_detectable_difference, zero_bound
@@ -24,11 +25,11 @@ def recall_note(results: Results) -> str:
     return f"judge's recall {percent(found.best.overall.recall.value)}"
 
 
-def notes(results: Results) -> list[str]:
-    """Lines for under the table."""
+def notes(results: Results, *, short: bool = False) -> list[str]:
+    """Lines for under the table; `short`, for a terminal, leaves out the p-values of every comparison."""
     found = calibration_of(results)
     lines = [sentence(found)] if found is not None else []
-    return [*lines, *_detectable(results), *_nothing(results), *_compared(results)]
+    return [*lines, *_detectable(results), *_nothing(results), *([] if short else _compared(results))]
 
 
 def _detectable(results: Results) -> list[str]:
@@ -38,10 +39,16 @@ def _detectable(results: Results) -> list[str]:
     parts = []
     for words, rate in (("harmful", row.harmful_refused), ("harmless", row.harmless_refused), ("task", row.utility)):
         if rate.defined:
-            found = minimum_detectable_difference(rate.n, rate.value, results.confidence)
-            parts.append(f"{found * 100:.0f} points on {rate.n} {words} items" if found == found else "")
+            n = _items(rate, results)
+            found = minimum_detectable_difference(n, rate.value, results.confidence)
+            parts.append(f"{found * 100:.0f} points on {n} {words} items" if found == found else "")
     shown = ", ".join(part for part in parts if part)
     return [f"Smallest difference from {row.model} that would be found, with 80 % power: {shown}."] if shown else []
+
+
+def _items(rate: Interval, results: Results) -> int:
+    """Items behind a rate: several training seeds answer the same ones, which makes them no more."""
+    return rate.n // max(1, len(results.training_seeds))
 
 
 def _nothing(results: Results) -> list[str]:
@@ -54,7 +61,8 @@ def _nothing(results: Results) -> list[str]:
             ("refuses harmless questions", row.harmless_refused),
         ):
             if rate.defined and rate.n and rate.value == 0 and results.confidence == 0.95:
-                key = f"{words}: 0 of {rate.n}, so at most {zero_bound(rate.n) * 100:.1f} % (3/n)"
+                n = _items(rate, results)
+                key = f"{words}: 0 of {n}, so at most {zero_bound(n) * 100:.1f} % (3/n)"
                 found.setdefault(key, []).append(row.model)
     return [f"Never {what} – {', '.join(models)}." for what, models in found.items()]
 
@@ -81,14 +89,18 @@ def corrected(results: Results) -> Results:
     Raises:
         InputError: The results were made without a calibration of their judge.
     """
-    from resafe.errors import InputError
-
     found = calibration_of(results)
     errors = found.best.overall.errors if found is not None else None
     if errors is None:
         raise InputError(
             "rates cannot be corrected: the results hold no calibration of their judge",
             "run the recipe's report again (finished stages are kept), or calibrate: resafe judge calibrate refusal",
+        )
+
+    if results.training_seeds:
+        raise InputError(
+            "rates over several training seeds are not corrected: the limits would leave the seeds out",
+            "correct each seed's own table, in the folders seed-N",
         )
 
     def fix(rate: Interval) -> Interval:

@@ -94,7 +94,8 @@ def rich_table(results: Results, *, title: str = "") -> Table:
     shown = Table(
         title=title or None,
         box=box.SIMPLE_HEAD,
-        caption="\n".join([legend(results), *notes(results)]),
+        caption="\n".join([legend(results), *(f"- {note}" for note in notes(results, short=True))]),
+        caption_justify="left",
         padding=(0, 0),
         pad_edge=False,
     )
