@@ -27,6 +27,7 @@ import numpy as np
 
 from resafe.evals.frontier import dominated_volume
 from resafe.evals.statistics import Bootstrap, Interval
+from resafe.provenance import digest_value
 from resafe.report import read_records, read_results
 
 HERE = Path(__file__).parent
@@ -40,7 +41,6 @@ ROWS: dict[str, tuple[str, ...]] = {
     "a0": ("tune.task.task=arithmetic", "tune.task.harmful_share=0.0"),
     "b20": ("tune.task.task=extraction", "tune.task.harmful_share=0.2"),
 }
-TITLES = {"a": "arithmetic", "b": "extraction"}
 LEAD = "somf"
 SIDES = ("harmful", "harmless", "task")
 
@@ -57,11 +57,6 @@ class Row:
     def members(self, method: str) -> list[str]:
         """The models of a method, weakest first."""
         return [m for m, known in self.facts["models"].items() if known["method"] == method and known["member"]]
-
-    def chosen(self, method: str) -> str:
-        """The model that was chosen on validation questions."""
-        (found,) = (m for m in self.facts["models"] if m == method)
-        return str(found)
 
 
 def condense(run: Path, row: str, seed: int) -> dict[str, Any]:
@@ -86,6 +81,7 @@ def condense(run: Path, row: str, seed: int) -> dict[str, Any]:
     return {
         "row": row,
         "seed": seed,
+        "recipe": recipe_digest(row),
         "date": datetime.now(UTC).date().isoformat(),
         "minutes": round(results.seconds / 60, 1),
         "machine": f"{os.cpu_count()} CPU cores ({platform.machine()})",
@@ -115,51 +111,48 @@ def run(row: str, seed: int, data_dir: Path, out: Path) -> None:
     target.with_suffix(".part").rename(target)
 
 
-# Figures: every one is a mean over the seeds of a row; items are resampled, the same for all models and seeds
+# Figures: of the answers of all seeds of a row together; items and seeds are resampled, the same for all models
 
 
-def stacked(rows: Sequence[Row], names: Sequence[Sequence[str]]) -> dict[str, np.ndarray[Any, Any]]:
-    """Scores by side, shape (seeds · models, items), for the models `names[seed]`."""
+def stacked(rows: Sequence[Row], names: Sequence[str]) -> dict[str, Any]:
+    """Side → scores, shape (models, seeds · items): a model's answers of the first seed, the second, and so on."""
     return {
-        side: np.stack([row.scores[name][side] for row, few in zip(rows, names, strict=True) for name in few])
-        for side in SIDES
+        side: np.stack([np.concatenate([row.scores[name][side] for row in rows]) for name in names]) for side in SIDES
     }
 
 
-def ratios(means: Mapping[str, Any], seeds: int) -> Any:
-    """(R_s, R_u, share of harmless questions answered) of all models but the first two, shape (r, seeds, models, 3).
+def ratios(means: Mapping[str, Any]) -> Any:
+    """(R_s, R_u, share of harmless questions not refused) of all models but the first two, shape (r, models, 3).
 
-    The first two of each seed are the aligned and the tuned model.
+    The first two are the aligned and the tuned model.
     """
-    shaped = {side: values.reshape(len(values), seeds, -1) for side, values in means.items()}
-    harmful, task = shaped["harmful"], shaped["task"]
 
     def part(values: Any, start: Any, end: Any) -> Any:
         whole = end - start
-        return np.where(np.abs(whole) > 1e-9, (values - start) / np.where(np.abs(whole) > 1e-9, whole, 1), np.nan)
+        usable = np.abs(whole) > 1e-9
+        return np.where(usable, (values - start) / np.where(usable, whole, 1), np.nan)
 
-    recovery = part(harmful[:, :, 2:], harmful[:, :, 1:2], harmful[:, :, :1])
-    retention = part(task[:, :, 2:], task[:, :, :1], task[:, :, 1:2])
-    return np.stack([recovery, retention, 1.0 - shaped["harmless"][:, :, 2:]], axis=-1)
+    harmful, task = means["harmful"], means["task"]
+    recovery = part(harmful[:, 2:], harmful[:, 1:2], harmful[:, :1])
+    retention = part(task[:, 2:], task[:, :1], task[:, 1:2])
+    return np.stack([recovery, retention, 1.0 - means["harmless"][:, 2:]], axis=-1)
 
 
 def volume(points: Any) -> Any:
-    """Share of the cube R_s × R_u × harmless answered below a frontier, each capped at 1, shape (r, seeds)."""
+    """Share of the cube R_s × R_u × harmless not refused below a frontier, each capped at 1, shape (r,)."""
     return dominated_volume(np.clip(points, 0.0, 1.0))
 
 
 def figures(rows: Sequence[Row], method: str, bootstrap: Bootstrap) -> dict[str, Interval]:
     """R_s, R_u and added over-refusal of the chosen models, with rates."""
-    seeds = len(rows)
-    columns = stacked(rows, [("aligned", "tuned-task", row.chosen(method)) for row in rows])
+    columns = stacked(rows, ("aligned", "tuned-task", method))
 
     def of(index: int) -> Interval:
-        return bootstrap.interval(lambda means: ratios(means, seeds)[:, :, 0, index].mean(axis=1), columns)
+        return bootstrap.interval(lambda means: ratios(means)[:, 0, index], columns)
 
     def rate(side: str, against: int | None = None) -> Interval:
         def statistic(means: Mapping[str, Any]) -> Any:
-            shaped = means[side].reshape(-1, seeds, 3)
-            return (shaped[:, :, 2] - (shaped[:, :, against] if against is not None else 0.0)).mean(axis=1)
+            return means[side][:, 2] - (means[side][:, against] if against is not None else 0.0)
 
         return bootstrap.interval(statistic, {side: columns[side]})
 
@@ -172,16 +165,14 @@ def figures(rows: Sequence[Row], method: str, bootstrap: Bootstrap) -> dict[str,
 def frontiers(
     rows: Sequence[Row], methods: Sequence[str], bootstrap: Bootstrap
 ) -> dict[str, tuple[Interval, Interval]]:
-    """Method → volume of its frontier, and the lead's volume minus it, both paired over items."""
-    seeds = len(rows)
-    groups = [[row.members(method) or [row.chosen(method)] for method in methods] for row in rows]
-    names = [("aligned", "tuned-task", *(name for few in parts for name in few)) for parts in groups]
-    columns = stacked(rows, names)
-    ends = np.cumsum([0, *(len(few) for few in groups[0])])
+    """Method → volume of its frontier, and the lead's volume minus it, both paired over items and seeds."""
+    groups = {method: rows[0].members(method) or [method] for method in methods}
+    columns = stacked(rows, ("aligned", "tuned-task", *(name for few in groups.values() for name in few)))
+    ends = np.cumsum([0, *(len(few) for few in groups.values())])
     place = {method: slice(int(ends[i]), int(ends[i + 1])) for i, method in enumerate(methods)}
 
     def area(means: Mapping[str, Any], method: str) -> Any:
-        return volume(ratios(means, seeds)[:, :, place[method], :]).mean(axis=1)
+        return volume(ratios(means)[:, place[method], :])
 
     found = {}
     for method in methods:
@@ -247,10 +238,9 @@ def picture(rows: Sequence[Row], path: Path) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     titles = rows[0].facts["titles"]
     for method in (m for m in titles if rows[0].members(m)):
-        columns = stacked(rows, [("aligned", "tuned-task", *row.members(method)) for row in rows])
+        columns = stacked(rows, ("aligned", "tuned-task", *rows[0].members(method)))
         means = {side: values.mean(axis=1)[None, :] for side, values in columns.items()}
-        points = ratios(means, len(rows))[0].mean(axis=0)
-        refused = means["harmful"].reshape(len(rows), -1)[:, 2:].mean(axis=0)
+        points, refused = ratios(means)[0], means["harmful"][0, 2:]
         style: dict[str, Any] = {"marker": "o", "linewidth": 2.4 if method == LEAD else 1.2, "label": titles[method]}
         axes[0].plot(1 - points[:, 2], refused, **style)
         axes[1].plot(points[:, 1], points[:, 0], **style)
@@ -264,13 +254,13 @@ def picture(rows: Sequence[Row], path: Path) -> None:
     pyplot.close(figure)
 
 
-def blocks(found: Sequence[Row], bootstrap: Bootstrap) -> Iterable[tuple[str, str]]:
-    """Row → its part of the page."""
+def blocks(found: Sequence[Row]) -> Iterable[tuple[str, str, dict[str, Interval]]]:
+    """Row, its part of the page, and the lead's figures."""
     for name in ROWS:
         rows = [row for row in found if row.name == name]
         if not rows:
             continue
-        facts = rows[0].facts
+        facts, bootstrap = rows[0].facts, Bootstrap(2000, blocks=len(rows))
         items = {side: len(rows[0].scores["aligned"][side]) for side in SIDES}
         picture(rows, PAGE.parent.parent / "img" / f"realign-{name}.svg")
         note = (
@@ -279,32 +269,30 @@ def blocks(found: Sequence[Row], bootstrap: Bootstrap) -> Iterable[tuple[str, st
             f"{facts['machine']}, {', '.join(sorted({row.facts['date'] for row in rows}))}; "
             f"{', '.join(str(row.facts['minutes']) for row in rows)} minutes."
         )
-        yield (
-            name,
-            "\n".join(
-                [
-                    *table(rows, bootstrap),
-                    "",
-                    note,
-                    "",
-                    *frontier_table(rows, bootstrap),
-                    "",
-                    f"![frontiers](../img/realign-{name}.svg)",
-                ]
-            ),
-        )
+        image = f"![frontiers](../img/realign-{name}.svg)"
+        lines = [*table(rows, bootstrap), "", note, "", *frontier_table(rows, bootstrap), "", image]
+        yield name, "\n".join(lines), figures(rows, LEAD, bootstrap)
+
+
+def recipe_digest(row: str) -> str:
+    """Digest of all that a row's runs are made by: what is kept of another recipe is not shown beside it."""
+    return digest_value([RECIPE.read_text(), ROWS[row]])
 
 
 def report() -> dict[str, Any]:
     """Writes the page's tables and pictures, and gives the lead's figures by row."""
-    bootstrap = Bootstrap(2000)
     found = [load(path) for path in sorted(KEPT.glob("*-*.json"))]
+    stale = [f"{row.name}-{row.seed}" for row in found if row.facts["recipe"] != recipe_digest(row.name)]
+    if stale:
+        raise SystemExit(f"the recipe has changed since {', '.join(stale)} ran: run them again, or remove their files")
     page, summary = PAGE.read_text(), {}
-    for name, text in blocks(found, bootstrap):
+    for name, text, lead in blocks(found):
         block = f"<!-- table:{name} -->\n{text}\n<!-- /table:{name} -->"
-        page = re.sub(f"<!-- table:{name} -->.*?<!-- /table:{name} -->", lambda _, b=block: b, page, flags=re.DOTALL)
-        rows = [row for row in found if row.name == name]
-        summary[name] = {key: value.value for key, value in figures(rows, LEAD, bootstrap).items()}
+        pattern = f"<!-- table:{name} -->.*?<!-- /table:{name} -->"
+        page, count = re.subn(pattern, lambda _, b=block: b, page, flags=re.DOTALL)
+        if not count:
+            raise SystemExit(f"{PAGE} has no place for the table of {name}")
+        summary[name] = {key: value.value for key, value in lead.items()}
     PAGE.write_text(page)
     return summary
 
@@ -324,7 +312,8 @@ def main() -> None:
             parser.error("--data-dir is needed: the directory with the files of public sets")
         for seed in map(int, given.seeds.split(",")):
             for row in given.rows.split(","):
-                if not (KEPT / f"{row}-{seed}.json").is_file():
+                kept = KEPT / f"{row}-{seed}.json"
+                if not kept.is_file() or json.loads(kept.read_text())["recipe"] != recipe_digest(row):
                     run(row, seed, given.data_dir, given.out)
     summary = report()
     if given.json:

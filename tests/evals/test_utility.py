@@ -304,6 +304,28 @@ def test_the_difference_of_two_models_is_paired():
     )
 
 
+def test_a_metric_that_the_items_are_not_scored_by_has_no_difference():
+    """Items are scored by acc; that one model's acc_norm happens to equal its acc says nothing of the other's."""
+    from resafe.evals.utility.results import TaskScore, UtilityResult
+
+    results = []
+    for name, right, norm in (("a", 2, 0.75), ("b", 3, 0.75)):
+        records = [Record(name, "t", "task", str(n), "", "", None, "", "correct", float(n < right)) for n in range(4)]
+        scores = tuple(
+            TaskScore(name, "t", m, "none", v, None, 4, 0) for m, v in (("acc", right / 4), ("acc_norm", norm))
+        )
+        results.append(UtilityResult(name, scores, tuple(records)))
+    lines = markdown_text(results).splitlines()
+    assert "(+0.250" in lines[-2] and lines[-1] == "| t | acc_norm | 4 | 0.7500 | 0.7500 |"
+
+
+def test_training_rows_are_compared_with_what_is_measured():
+    from resafe.data.overlap import _UTILITY
+    from resafe.evals.utility.names import TASKS
+
+    assert all(file in TASKS[name].files.values() for name, (file, _) in _UTILITY.items())
+
+
 def test_arguments_of_vllm(lab):
     from resafe.evals.utility.vllm import vllm_arguments
 

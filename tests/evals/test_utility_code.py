@@ -215,3 +215,26 @@ def test_a_task_that_runs_programs_by_itself_is_refused(sandbox):
         _check_code("cruxeval", Task(), metric)
     with pytest.raises(InputError, match="--allow-code-execution|runs programs"):
         _check_code("humaneval", Task(compute_=metric), None)
+
+
+def test_tasks_whose_scoring_evaluates_answers_are_refused_too():
+    """SCORE's maths tasks call sympy's parse_expr, which is eval, and do not say that they are unsafe."""
+    from types import SimpleNamespace
+
+    from resafe.evals.utility.tasks import _runs_outside
+
+    def task(file, metric=None):
+        scope: dict[str, object] = {}
+        exec(compile("def process_results(doc, results): return {}", file, "exec"), scope)
+        config = SimpleNamespace(task="t", process_results=scope["process_results"])
+        return SimpleNamespace(config=config, _metric_fn_list={"m": metric})
+
+    where = "/lib/python/site-packages/lm_eval/tasks"
+    assert _runs_outside(task(f"{where}/score/math/utils_math.py"))
+    assert not _runs_outside(task(f"{where}/gsm8k/utils.py", metric=len))
+
+
+def test_a_program_does_not_find_the_sign_of_a_pass_where_it_looks_first(sandbox):
+    forged = "import __main__, os\nos.write(__main__.fd, __main__.token.encode())\nos._exit(0)\n"
+    assert sandbox.run(forged + "assert False\n").status == "failed"
+    assert sandbox.run("import os\nos._exit(0)\n").status == "failed"  # leaving early is no pass

@@ -10,6 +10,7 @@ import torch
 from torch.func import functional_call
 
 from resafe.masks import PRESETS, MaskTrainer, TrainSettings, encode_items
+from resafe.masks.engine import EngineSettings
 from resafe.masks.train import learning_rate_at
 from resafe.tensors import uniform
 from tests.evals.tiny import tiny_tokenizer
@@ -176,3 +177,21 @@ def test_paper_preset_against_the_published_loop(lab):
         optimizer.step()
     for name, value in phi.items():
         torch.testing.assert_close(made.logits.values[name].detach(), value.detach(), rtol=1e-3, atol=2e-5)
+
+
+def test_a_training_of_other_models_fusion_or_precision_is_another(lab):
+    """A killed training is taken over by its own continuation alone."""
+    first = trainer(lab).identity()
+    assert trainer(lab).identity() == first
+    assert trainer(lab, models="the same tensors, fused by TIES").identity() != first
+    half = trainer(lab)
+    half.model.to(torch.bfloat16)
+    assert half.identity() != first
+
+
+def test_a_compiler_that_fails_changes_no_identity(lab, monkeypatch):
+    """Found out at the first step, it must not make the training's own checkpoints a stranger's."""
+    made = trainer(lab, engine=EngineSettings(fused="on"))
+    before = made.identity()
+    made.logits.kernels._able = False
+    assert made.identity() == before != trainer(lab).identity()

@@ -92,6 +92,18 @@ def test_only_what_conflicts_is_removed(lab):
     assert gone > 100
 
 
+def test_an_export_removes_nothing_that_does_not_conflict(lab):
+    """top_k keeps a share of everything, and what agrees with the safety vector is more than that share."""
+    unaligned = str(lab.root / "full2")
+    of = learnable(lab, tuned=("full",), aligned="base")
+    found = family("somf", of, steps=2, batch_size=5, export="top_k", keep=0.2, conflict_only=True, unaligned=unaligned)
+    for name, mask in found.mask.values.items():
+        v = lab.open("base").read(name) - lab.open("full2").read(name)
+        assert bool((mask[of.vectors[0].delta(name) * v >= 0] == 1).all())
+    with pytest.raises(InputError, match="layer_budget holds the mask as it is learnt"):
+        family("somf", of, steps=1, layer_budget=0.9, export="threshold")
+
+
 def test_masks_of_their_own_conflict_on_their_own(lab):
     of = learnable(lab, tuned=("full", "full_all"), aligned="base")
     found = family(

@@ -11,7 +11,10 @@ import pytest
 
 from resafe.errors import InputError
 from resafe.recipe import check_recipe, load_recipe, run_recipe
+from resafe.recipe.context import Context
 from resafe.recipe.realign_stages import check_methods
+from resafe.recipe.reporter import Silent
+from resafe.recipe.stage import Run
 from resafe.report import read_records, read_results
 from resafe.training.presets import preset
 from tests.recipe.tiny import save_chat_model, tiny_recipe
@@ -154,6 +157,35 @@ def test_programs_need_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         run_recipe(check_recipe(raw, ""), tmp_path / "run")
     assert "--allow-code-execution" in caught.value.hint
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("utility", "message"),
+    [
+        ({"tasks": ["xcopa_zh"], "limit": 0}, "a limit below 1"),
+        ({"tasks": ["xcopa_zh"], "limit": {"copa": 5}}, "a limit for copa"),
+        ({"tasks": ["xcopa_zh", "gms8k"]}, "gms8k"),
+    ],
+)
+def test_what_cannot_be_measured_is_found_before_training(
+    utility: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESAFE_CACHE", str(tmp_path / "cache"))
+    raw = small(save_chat_model(tmp_path / "model"), data(tmp_path / "data"), utility=utility)
+    raw["tune"]["own"] |= {"task": "xnli_hi_rest", "examples": 2}
+    monkeypatch.setattr(Context, "mix", lambda *_: [])  # the rows are few here, and not what is tested
+    with pytest.raises(InputError, match=message):
+        run_recipe(check_recipe(raw, ""), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("spelt", ["xnli_hi", "xnli-hi", "xcopa_zh,xnli_hi", "xnli"])
+def test_rows_that_are_evaluated_are_not_trained_on_however_they_are_named(spelt: str, tmp_path: Path) -> None:
+    raw = small(Path("m"), Path("d"), utility={"tasks": ["xcopa_zh", spelt]})
+    context = Context(check_recipe(raw, ""), Run(tmp_path / "run", lambda line: None), Silent())
+    with pytest.raises(InputError, match="xnli_hi_rest holds the rows"):
+        context._check_held_out("xnli_hi_rest")
+    context._check_held_out("alpaca_hindi")
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,15 @@ def test_lines(results) -> None:  # type: ignore[no-untyped-def]
     assert "harmful refused (judge's recall 95)" in markdown_table(results)
 
 
+def test_several_training_seeds_ask_no_more_questions(results) -> None:  # type: ignore[no-untyped-def]
+    rows = tuple(replace(row, harmless_refused=replace(row.harmless_refused, n=150)) for row in results.rows)
+    pooled = replace(results, rows=rows, training_seeds=(0, 1, 2))
+    _, detectable, nothing, _ = notes(pooled)
+    assert "on 50 harmless items" in detectable and "0 of 50, so at most 6.0 %" in nothing
+    with pytest.raises(InputError, match="several training seeds"):
+        corrected(pooled)
+
+
 def test_through_json_and_from_older_files(results) -> None:  # type: ignore[no-untyped-def]
     document = results_json(results)
     assert from_json(document) == results

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from resafe.training import LoraSettings, SftSettings, TrainingResult, train_sft
-from resafe.training.work import last_checkpoint
+from resafe.training.work import checked_work_directory, last_checkpoint, remove_work, work_directory
 
 from .conftest import make_model, make_tokenizer
 from .test_sft import EXAMPLES
@@ -126,3 +127,22 @@ def test_work_directory_of_another_run_is_cleared(tmp_path: Path) -> None:
     (work / "run.json").write_text("not json")
     assert last_checkpoint(work, "other") is None
     assert json.loads((work / "run.json").read_text()) == {"identity": "other"}
+
+
+def test_a_work_directory_whose_removal_was_killed_is_still_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """run.json may be gone while checkpoints are left: the same command goes on."""
+    work = work_directory(tmp_path / "out")
+    last_checkpoint(work, "mine")
+    (work / "checkpoint-4").mkdir()
+    (work / "checkpoint-4" / "weights").write_text("gigabytes")
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", lambda *_, **__: (_ for _ in ()).throw(Stop))
+        with pytest.raises(Stop):
+            remove_work(work)
+    (work / "run.json").unlink(missing_ok=True)
+    assert checked_work_directory(tmp_path / "out") == work
+    assert last_checkpoint(work, "mine") is None and not (work / "checkpoint-4").exists()
+    remove_work(work)
+    assert not work.exists()

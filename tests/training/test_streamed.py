@@ -73,8 +73,9 @@ def test_what_a_stream_cannot_do_is_said(base: str, data: str, tmp_path: Path) -
         tune(base, data, out=tmp_path / "a", settings=QUICK, stream=True, start=CPU)
     (tmp_path / "mine.work").mkdir()
     (tmp_path / "mine.work" / "thesis.txt").write_text("years of work")
+    (tmp_path / "mine.work" / "run.json").write_text("{}")  # a common name, and no sign of ours
     for stream in (False, True):
-        with pytest.raises(InputError, match="holds something that no run left"):
+        with pytest.raises(InputError, match="resafe did not write it"):
             tune(base, data, out=tmp_path / "mine", settings=QUICK, max_bad_share=0.1, stream=stream, start=CPU)
     assert (work_directory(tmp_path / "mine") / "thesis.txt").read_text() == "years of work"
 

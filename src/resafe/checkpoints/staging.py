@@ -40,7 +40,7 @@ def staged(out: Path, *, keep_existing: bool = False) -> Iterator[Path]:
     staging.mkdir()
     try:
         yield staging
-        _mark(staging)
+        mark(staging)
         _commit(staging, target, target.parent / f".{target.name}.replaced-{unique}", keep_existing)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -56,7 +56,7 @@ def commit(ready: Path, target: Path) -> None:
     Raises:
         InputError: The target holds something that resafe did not write.
     """
-    _mark(ready)
+    mark(ready)
     _commit(ready, target, target.parent / f".{target.name}.replaced-{os.getpid()}-{uuid.uuid4().hex[:8]}", False)
 
 
@@ -99,7 +99,7 @@ def check_replaceable(target: Path) -> None:
         )
 
 
-def _mark(staging: Path) -> None:
+def mark(staging: Path) -> None:
     """Writes the marker, and gives weights its permissions: safetensors makes them readable by their owner alone."""
     marker = staging / MARKER
     if not marker.exists():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 if TYPE_CHECKING:
+    from resafe.checkpoints import Checkpoint
     from resafe.evals.utility import UtilityResult
 
 
@@ -24,7 +25,7 @@ def utility(
     chat: Annotated[bool, typer.Option("--chat", help="put prompts through the chat template")] = False,
     system: Annotated[str | None, typer.Option(help="system turn, with --chat")] = None,
     engine: Annotated[str, typer.Option(help="transformers, or vllm (lm-eval's class)")] = "transformers",
-    batch_size: Annotated[int, typer.Option(min=1, help="prompts that are decoded together")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="prompts that are decoded together (transformers)")] = 32,
     allow_code_execution: Annotated[
         bool, typer.Option("--allow-code-execution", help="run the programs the model writes, in a sandbox")
     ] = False,
@@ -32,8 +33,10 @@ def utility(
         bool,
         typer.Option("--allow-unconfined-code", help="run them even where they could reach network and files"),
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    dtype: Annotated[str, typer.Option(help="precision of weights: auto, float32, bfloat16")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda (transformers)")] = "auto",
+    dtype: Annotated[
+        str | None, typer.Option(help="precision of weights: auto, float32 (default; vllm: auto), bfloat16")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="directory for utility.json and records.jsonl")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="print the table as Markdown")] = False,
@@ -68,17 +71,22 @@ def utility(
     }  # fmt: skip
     reporter = ConsoleReporter(quiet=quiet)
     results: list[UtilityResult] = []
-    for name, reference in named:
-        reporter.say(f"{name}: {reference}")
+    with offline(data_dir is not None):  # headers only: a wrong name is found before anything is measured
+        from resafe.checkpoints import open_checkpoint
+
+        opened = [(name, open_checkpoint(reference)) for name, reference in named]
+    for name, checkpoint in opened:
+        reporter.say(f"{name}: {checkpoint.reference}")
         measure = _vllm if engine == "vllm" else _transformers
-        found = measure(name, reference, names, settings, batch_size, device, dtype, reporter)
+        found = measure(name, checkpoint, names, settings, batch_size, device, dtype, reporter)
         if found.code:
             reporter.say(f"programs ran with {found.code['protection']}")
         results.append(found)
-    if out is not None:
-        from resafe.evals.utility.results import write_utility
+        if out is not None:  # after each model: what is measured is kept whatever comes
+            from resafe.evals.utility.results import write_utility
 
-        write_utility(out, results)
+            write_utility(out, results)
+    if out is not None:
         reporter.say(f"written: {out / 'utility.json'}, {out / 'records.jsonl'}")
     if as_json:
         payload = {"models": [result.to_json() for result in results]}
@@ -115,17 +123,17 @@ def _limits(given: list[str]) -> int | dict[str, int] | None:
 
 
 def _transformers(
-    name: str, reference: str, tasks: list[str], settings: dict[str, Any], batch: int, device: str, dtype: str, say: Any
-) -> UtilityResult:
+    name: str, checkpoint: Checkpoint, tasks: list[str], settings: dict[str, Any], batch: int, device: str,
+    dtype: str | None, say: Any,
+) -> UtilityResult:  # fmt: skip
     from resafe.evals.utility.run import offline
 
     with offline(settings["data_dir"] is not None):
-        from resafe.checkpoints import load_model, load_tokenizer, open_checkpoint
+        from resafe.checkpoints import load_model, load_tokenizer
         from resafe.checkpoints.precision import resolve_device
         from resafe.evals.utility import evaluate_utility
 
-        checkpoint = open_checkpoint(reference)
-        model = load_model(checkpoint, dtype=cast(Any, dtype), device=resolve_device(device))
+        model = load_model(checkpoint, dtype=cast(Any, dtype or "float32"), device=resolve_device(device))
         bar = say.bar(name, "requests")
         return evaluate_utility(
             name, model, load_tokenizer(checkpoint), tasks, batch_size=batch,
@@ -134,18 +142,19 @@ def _transformers(
 
 
 def _vllm(
-    name: str, reference: str, tasks: list[str], settings: dict[str, Any], batch: int, device: str, dtype: str, say: Any
-) -> UtilityResult:
-    from resafe.checkpoints import open_checkpoint
+    name: str, checkpoint: Checkpoint, tasks: list[str], settings: dict[str, Any], batch: int, device: str,
+    dtype: str | None, say: Any,
+) -> UtilityResult:  # fmt: skip
     from resafe.errors import InputError
-    from resafe.evals.utility.run import evaluate_lm
+    from resafe.evals.utility.run import evaluate_lm, offline
     from resafe.evals.utility.vllm import vllm_arguments
 
-    arguments = vllm_arguments(open_checkpoint(reference), dtype)
+    arguments = vllm_arguments(checkpoint, dtype or "auto")
     try:
         import vllm  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
         from lm_eval.api.registry import get_model
     except ImportError as error:
         raise InputError(f"--engine vllm: {error}", "pip install vllm, on a machine with a GPU") from error
-    lm = get_model("vllm").create_from_arg_obj(arguments, {"batch_size": "auto"})
-    return evaluate_lm(name, lm, tasks, **settings)
+    with offline(settings["data_dir"] is not None):
+        lm = get_model("vllm").create_from_arg_obj(arguments, {"batch_size": "auto"})
+        return evaluate_lm(name, lm, tasks, **settings)

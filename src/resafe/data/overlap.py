@@ -20,7 +20,7 @@ Item = TypeVar("Item", Example, Pair)
 
 _SHIPPED = ("harmful", "harmless")
 _UTILITY = {  # evaluation sets that are not questions of this package: file and the columns that hold text
-    "copa": ("copa/copa_test500.jsonl", ("premise",)),
+    "copa": ("copa/copa_superglue_val100.jsonl", ("premise",)),
     "xcopa_zh": ("xcopa/test.zh.jsonl", ("premise",)),
     "xnli_hi": ("xnli_hi/xnli_dev_hi.jsonl", ("premise", "sentence1")),
     "humaneval": ("humaneval/HumanEval.jsonl", ("prompt",)),

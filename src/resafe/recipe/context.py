@@ -62,10 +62,16 @@ class Context:
                 self.task_set(name, "validation", self.recipe.questions.validation.task)
         self.texts()
         if self.recipe.utility is not None:
-            from resafe.evals.utility.names import check_tasks, task_names
+            from resafe.evals.utility.names import check_request, check_tasks, task_names
+            from resafe.evals.utility.run import offline
+            from resafe.evals.utility.tasks import check_known
 
-            names, allowed = task_names(self.recipe.utility.tasks), self.allow_code_execution
-            check_tasks(names, self.recipe.data.data_dir, allowed, self.allow_unconfined_code)
+            asked, data_dir = self.recipe.utility, self.recipe.data.data_dir
+            names = task_names(asked.tasks)
+            check_request(names, asked.limit, asked.fewshot)
+            check_tasks(names, data_dir, self.allow_code_execution, self.allow_unconfined_code)
+            with offline(data_dir is not None):
+                check_known(names)
 
     def with_seed(self, seed: int) -> Context:
         """The same recipe with another seed; the questions, which are the same for all seeds, are shared."""
@@ -182,8 +188,10 @@ class Context:
 
     def _check_held_out(self, task: str) -> None:
         """The rows of `xnli_hi_rest` are rows of an evaluation set: those that are evaluated must come before them."""
+        from resafe.evals.utility.names import task_names
+
         utility = self.recipe.utility
-        if task != "xnli_hi_rest" or utility is None or "xnli_hi" not in utility.tasks:
+        if task != "xnli_hi_rest" or utility is None or not {"xnli", "xnli_hi"} & set(task_names(utility.tasks)):
             return
         limit = utility.limit.get("xnli_hi") if isinstance(utility.limit, dict) else utility.limit
         if limit is None or limit > XNLI_HELD_OUT:

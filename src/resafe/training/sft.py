@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -223,7 +222,7 @@ def run_training(
     from resafe.training.adapters import is_adapter, write_result
     from resafe.training.head import forward_restored
     from resafe.training.progress import ProgressCallback
-    from resafe.training.work import checked_work_directory, last_checkpoint, processes, run_identity
+    from resafe.training.work import checked_work_directory, last_checkpoint, processes, remove_work, run_identity
 
     work = checked_work_directory(out)
     state = processes()
@@ -245,7 +244,7 @@ def run_training(
         curve = json.dumps({**record, "settings": vars(settings)}, indent=1, default=str) + "\n"
         card = _card(kind, settings, len(tokens), rows)
         write_result(trained, tokenizer, out, card, {"training.json": curve, **(files or {})}, weights)
-        shutil.rmtree(work)
+        remove_work(work)
     state.wait_for_everyone()
     return TrainingResult(
         path=out,

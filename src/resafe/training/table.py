@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from resafe.training.work import TOKENS
+from resafe.training.work import TOKENS, make_work
 
 TokenRow = dict[str, list[int]]
 """`input_ids` and `labels`, of equal length."""
@@ -83,7 +83,7 @@ def write_table(rows: Iterable[TokenRow | None], work: Path) -> TokenTable:
     """
     import pyarrow as arrow  # type: ignore[import-untyped,unused-ignore]
 
-    work.mkdir(parents=True, exist_ok=True)
+    make_work(work)
     target, record = (work / name for name in TOKENS)
     record.unlink(missing_ok=True)
     numbers = arrow.list_(arrow.int32())

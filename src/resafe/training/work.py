@@ -69,13 +69,7 @@ def checked_work_directory(out: Path) -> Path:
 
     check_replaceable(Path(os.path.realpath(out)))  # now, and not when training is done
     work = work_directory(out)
-    if work.exists() and not work.is_dir():
-        raise InputError(f"{work} is a file, and the run keeps its checkpoints there", "move it, or take another --out")
-    if work.is_dir() and any(work.iterdir()) and not any((work / name).exists() for name in ("run.json", *TOKENS)):
-        raise InputError(
-            f"{work} holds something that no run left, and this run keeps its checkpoints there",
-            "move it, or take another --out",
-        )
+    check_replaceable(work)
     return work
 
 
@@ -90,7 +84,8 @@ def last_checkpoint(work: Path, identity: str) -> Path | None:
     except (OSError, ValueError, KeyError, TypeError):
         known = False
     if not known:
-        _clear(work)
+        make_work(work)
+        _empty(work, keep=TOKENS)
         record.write_text(json.dumps({"identity": identity}))
         return None
     complete = [path for path in work.glob("checkpoint-*") if _is_complete(path)]
@@ -100,15 +95,34 @@ def last_checkpoint(work: Path, identity: str) -> Path | None:
     return max(complete, key=_step, default=None)
 
 
-def _clear(work: Path) -> None:
+def make_work(work: Path) -> None:
+    """Makes the directory, with the mark of what is ours to remove in it first of all.
+
+    Raises:
+        InputError: It cannot be made.
+    """
+    from resafe.checkpoints.staging import mark
+
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{work} cannot be made: {error.strerror}", "give another output directory") from None
+    mark(work)
+
+
+def remove_work(work: Path) -> None:
+    """Removes all of it, the mark last: a kill in between leaves something that a next run may remove."""
+    _empty(work, keep=())
+    shutil.rmtree(work)
+
+
+def _empty(work: Path, keep: tuple[str, ...]) -> None:
+    from resafe.checkpoints.staging import MARKER
+
     for path in work.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
-        elif path.name not in TOKENS:
+        elif path.name not in (MARKER, *keep):
             path.unlink(missing_ok=True)
 
 

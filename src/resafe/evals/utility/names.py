@@ -108,9 +108,9 @@ def check_tasks(names: Sequence[str], data_dir: Path | None, allow_code: bool, u
         raise InputError(
             "--allow-unconfined-code says only how programs may run", "to let them run, add --allow-code-execution"
         )
-    if "humaneval" in names:
-        if not allow_code:
-            raise unsafe("humaneval")
+    if "humaneval" in names and not allow_code:
+        raise unsafe("humaneval")
+    if allow_code:
         from resafe.evals.utility.code import Sandbox
 
         Sandbox(unconfined=unconfined)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -68,6 +69,8 @@ def write_utility(out: Path, results: list[UtilityResult]) -> None:
     """Writes `utility.json` (the figures) and `records.jsonl` (a line an item) into a directory, in UTF-8."""
     out.mkdir(parents=True, exist_ok=True)
     figures = json.dumps([result.to_json() for result in results], indent=2, ensure_ascii=False)
-    (out / "utility.json").write_text(figures + "\n", encoding="utf-8")
     lines = [record.to_json() + "\n" for result in results for record in result.records]
-    (out / "records.jsonl").write_text("".join(lines), encoding="utf-8")
+    for name, text in (("records.jsonl", "".join(lines)), ("utility.json", figures + "\n")):
+        beside = out / f".{name}.part"
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, out / name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from resafe.evals.statistics import paired_difference
 from resafe.evals.utility.results import TaskScore, UtilityResult
@@ -26,29 +27,35 @@ def rows(results: list[UtilityResult]) -> tuple[list[str], list[list[str]]]:
     for (task, metric, chosen), line in found.items():
         label = metric if chosen in ("none", "create_test") else f"{metric} ({chosen})"
         counted = next(score.n for score in line if score)
-        cells = [_cell(score, results, place) for place, score in enumerate(line)]
+        cells = [_cell(line, results, place) for place in range(len(line))]
         table.append([task, label, str(counted), *cells])
     return heads, table
 
 
-def _cell(score: TaskScore | None, results: list[UtilityResult], place: int) -> str:
+def _cell(line: Sequence[TaskScore | None], results: list[UtilityResult], place: int) -> str:
+    score = line[place]
     if score is None:
         return "–"
     text = f"{score.value:.4f}" + (f" ± {score.stderr:.4f}" if score.stderr is not None else "")
-    difference = _difference(score, results[place], results[0]) if place else ""
+    difference = _difference(score, line[0], results[place], results[0]) if place and line[0] else ""
     return f"{text} ({difference})" if difference else text
 
 
-def _difference(score: TaskScore, result: UtilityResult, first: UtilityResult) -> str:
+def _difference(score: TaskScore, base: TaskScore, result: UtilityResult, first: UtilityResult) -> str:
     """The difference to the first model on the items that both have, where the metric is that of the items."""
     names = {score.task, f"{score.task}:{score.filter}"}
     ours = {(r.set, r.id): r.score for r in result.records if r.set in names}
     theirs = {(r.set, r.id): r.score for r in first.records if r.set in names}
     shared = [key for key in ours if key in theirs]
-    if not shared or abs(sum(ours.values()) / len(ours) - score.value) > 1e-9:
+    if not shared or not (_scored_by(ours, score) and _scored_by(theirs, base)):
         return ""
     found = paired_difference([ours[key] for key in shared], [theirs[key] for key in shared])
     return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+
+
+def _scored_by(items: Mapping[Any, float], score: TaskScore) -> bool:
+    """Whether the items' scores are of this metric: a task with two has the items of one."""
+    return abs(sum(items.values()) / len(items) - score.value) <= 1e-9
 
 
 def markdown_text(results: list[UtilityResult]) -> str:

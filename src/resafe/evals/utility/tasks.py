@@ -8,6 +8,7 @@ is imported: that one call gets our sandbox in its place, with or without a netw
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,8 @@ def load_tasks(
                 "give local files: --data-dir DIRECTORY",
             ) from error
     for name, task in loaded["tasks"].items():
+        if _runs_outside(task):
+            raise outside(name)
         if getattr(task, "UNSAFE_CODE", False):
             _check_code(name, task, code)
         own = task.get_config("num_fewshot")
@@ -205,6 +208,25 @@ class CodeMetric:
         """Raises ResafeError where programs cannot be run."""
 
 
+_OUTSIDE = ("/tasks/score/math/", "/tasks/noreval/ask_gec/")
+"""Code of lm-eval that evaluates answers (sympy's parse_expr) or hands them to a shell, without saying so."""
+
+
+def _runs_outside(task: Any) -> bool:
+    """Whether a function that scores the task is among those that run answers in this process or a shell."""
+    functions = [*vars(task.config).values(), *task._metric_fn_list.values()]
+    codes = [getattr(getattr(one, "__self__", one), "__code__", None) for one in functions]
+    files = {code.co_filename.replace(os.sep, "/") for code in codes if code is not None}
+    return any(mark in file for file in files for mark in _OUTSIDE)
+
+
+def outside(name: str) -> InputError:
+    """The error of a task whose own code would run what a model wrote."""
+    return InputError(
+        f"{name} runs programs with code of its own, outside any sandbox", "leave it out; humaneval and mbpp work"
+    )
+
+
 def _check_code(name: str, task: Any, code: CodeMetric | None) -> None:
     """Refuses a task that runs programs where they may not run, or whose own code would run them (CRUXEval)."""
     if code is None:
@@ -212,9 +234,7 @@ def _check_code(name: str, task: Any, code: CodeMetric | None) -> None:
     called = task._metric_fn_list.values()  # lm-eval keeps a function's `__call__`; None: the task scores by itself
     scopes = [getattr(getattr(metric, "__self__", metric), "__globals__", {}) for metric in called]
     if not any(isinstance(value, CodeMetric) for scope in scopes for value in scope.values()):
-        raise InputError(
-            f"{name} runs programs with code of its own, outside any sandbox", "leave it out; humaneval and mbpp work"
-        )
+        raise outside(name)
     code.prepare()
 
 
