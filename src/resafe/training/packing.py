@@ -41,8 +41,8 @@ def check_packing(model: Any, first: Sequence[int], second: Sequence[int]) -> No
             alone = _logits(model, [second])
             packed = _logits(model, [first, second])[len(first) :]
             leaking = _logits(model, [first + second])[len(first) :]
-    except TypeError as error:  # a forward that takes no borders of examples
-        raise InputError(f"this model does not take packed rows: {error}", _HINT) from error
+    except TypeError as refusal:  # a forward that takes no borders of examples
+        raise InputError(f"this model does not take packed rows: {refusal}", _HINT) from refusal
     finally:
         model.train(training)
     error, leak = (float((logits - alone).abs().max()) for logits in (packed, leaking))
