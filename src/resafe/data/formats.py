@@ -211,13 +211,16 @@ def _before(
     values: Mapping[str, Any], layout: Layout, chosen: Any, rejected: Any
 ) -> tuple[list[Turn] | None, str | None]:
     """The turns before the answers, None if they are to be found in the answers themselves; and a system column."""
+    whole = _is_turns(chosen) and _is_turns(rejected) and len(chosen) > 1
+    if whole and "messages" not in layout.columns:  # UltraFeedback's `messages` hold the chosen answer once more
+        return None, _system(values, layout)
     messages = _get(values, layout, "messages", "messages", "conversations")
     if messages is not None:
         return _turns(messages, layout), _system(values, layout)
     prompt = _get(values, layout, "instruction", "prompt", "instruction")
     if isinstance(prompt, list):
         return _turns(prompt, layout), _system(values, layout)
-    if prompt is None or (_is_turns(chosen) and _is_turns(rejected) and len(chosen) > 1):
+    if prompt is None:
         return None, _system(values, layout)
     text, history, system = _prompt_of(values, layout)
     return [*history, ("user", text)], system
