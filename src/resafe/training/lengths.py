@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from resafe.data.chat import render
+from resafe.data.chat import before_prompt, render
 from resafe.data.intake import IntakeReport
-from resafe.data.items import Conversation, DialoguePair, Example, Pair
+from resafe.data.items import Conversation, Example, Pair
 
 Item = TypeVar("Item", bound=Example | Pair)
 
@@ -51,7 +51,7 @@ def _rejected(
     example: Example | Pair, tokenizer: Any, system: str | None, max_tokens: int, report: IntakeReport, place: str
 ) -> bool:
     """Whether the prompt leaves no room for an answer; then the report has it."""
-    text = render(tokenizer, example.prompt, _system(example, system), _history(example))
+    text = render(tokenizer, example.prompt, *before_prompt(example, system))
     learns_earlier = isinstance(example, Conversation) and bool(example.history)
     # A tokenizer over bytes never gives more tokens than bytes: most texts need not be tokenized to know they fit.
     if len(text.encode()) < max_tokens or learns_earlier:
@@ -62,12 +62,3 @@ def _rejected(
     report.kept -= 1
     report.reject("too long", place, f"its prompt has {tokens} tokens, and max_tokens is {max_tokens}")
     return True
-
-
-def _system(example: Example | Pair, system: str | None) -> str | None:
-    own = example.system if isinstance(example, Conversation | DialoguePair) else None
-    return system if own is None else own
-
-
-def _history(example: Example | Pair) -> tuple[tuple[str, str], ...]:
-    return example.history if isinstance(example, Conversation | DialoguePair) else ()
