@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from resafe.checkpoints import open_checkpoint
 from resafe.training import LoraSettings, SftSettings, start, train_sft
@@ -16,6 +20,7 @@ from resafe.training.adapters import with_trainable
 from .conftest import make_model, make_tokenizer
 
 FILES = Path(__file__).parents[2] / "recipes" / "accelerate"
+FSDP_ON_CPU = Path(__file__).with_name("fsdp_on_cpu.py")
 
 
 @pytest.fixture
@@ -99,6 +104,33 @@ def test_accelerate_takes_the_fsdp2_file(monkeypatch: pytest.MonkeyPatch) -> Non
     plugin.set_auto_wrap_policy(make_model())  # finds the model's layers
     assert plugin.auto_wrap_policy is not None
     assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
+
+
+@pytest.mark.slow
+def test_fsdp2_over_two_cpu_processes_gives_the_weights_of_one(base: str, tmp_path: Path) -> None:
+    """All weights, sharded and gathered by accelerate as its file says (but for bfloat16), saved on the way."""
+    rows = [{"instruction": f"Say {n}", "output": f"Here: {n}"} for n in range(40)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = {"steps": 4, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-3, "warmup_steps": 0,
+                "save_every": 2}  # fmt: skip
+    common = [
+        "tune", base, str(tmp_path / "mine.jsonl"), "--full", "--device", "cpu", "--dtype", "float32", "--system", "",
+        "--quiet", "--json", *(f"--set={name}={value}" for name, value in settings.items()),
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(FILES.parents[1] / "src"), "OMP_NUM_THREADS": "1"}
+    _, given = launched("fsdp2.yaml")
+    fsdp = {name: value for name, value in given.items() if name.startswith("FSDP_")}
+    fsdp |= {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": "no"}
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(FSDP_ON_CPU)]
+    for name, start_with, more in (("one", ["-m", "resafe"], {}), ("two", two, fsdp)):
+        command = [sys.executable, *start_with, *common, "--out", str(tmp_path / name)]
+        done = subprocess.run(command, env={**environment, **more}, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert first.keys() == second.keys()  # a tied output layer is written once
+    assert max((first[name] - second[name]).abs().max().item() for name in first) < 1e-6
+    losses = [json.loads((tmp_path / name / "training.json").read_text())["losses"] for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
 def test_accelerate_takes_the_file_for_cpus() -> None:
