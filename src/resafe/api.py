@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,9 +13,10 @@ from typing import Any, Literal, cast
 
 from resafe.checkpoints import Checkpoint, Precision, load_model, load_tokenizer, open_checkpoint, parse_output
 from resafe.checkpoints.staging import check_replaceable, staged
+from resafe.data.counted import CountingReader
+from resafe.data.intake_sources import MAX_BAD_SHARE
 from resafe.data.items import Example
 from resafe.data.material import load_material
-from resafe.data.registry import load_set
 from resafe.deltas import Space, task_vector
 from resafe.engine import Input, Outcome, Request, build_plan, execute
 from resafe.engine.estimate import fit_threads
@@ -106,10 +108,11 @@ def realign(
     chosen = REALIGN.get(method)
     given = dict(settings or {}) | ({} if mask is None else {"mask": Path(mask)})
     checked = chosen.check(given)
+    reader = CountingReader(data_dir)
     problem, opened = _problem(
         aligned, tuned, Path(out), trains=bool(chosen.traits.get("trains")) and mask is None, fusion=fusion,
         fusion_settings=fusion_settings, pairs=pairs, harmless=harmless, data_dir=data_dir, space=space, system=system,
-        seed=seed, device=device, dtype=dtype, allow_pickle=allow_pickle, progress=progress,
+        seed=seed, device=device, dtype=dtype, allow_pickle=allow_pickle, progress=progress, reader=reader,
     )  # fmt: skip
     family = chosen.function(problem, **checked)
     grid = family.strengths
@@ -118,6 +121,7 @@ def realign(
     processes = launched()
     if processes.main:
         write_realigned(Path(out), problem.vectors, family.at(at), opened[0], card)
+        _write_account(Path(out), reader)
         if problem.work is not None:  # what a killed call would have gone on from
             shutil.rmtree(problem.work, ignore_errors=True)
     processes.wait()
@@ -128,7 +132,7 @@ def _problem(
     aligned: str | Path | Checkpoint, tuned: Sequence[str | Path | Checkpoint], out: Path, *, trains: bool, fusion: str,
     fusion_settings: Mapping[str, Any] | None, pairs: str, harmless: str, data_dir: Path | None, space: str,
     system: str | None, seed: int, device: str, dtype: Precision, allow_pickle: bool, progress: Progress | None,
-    keep: Sequence[Example] = (),
+    reader: CountingReader, keep: Sequence[Example] = (),
 ) -> tuple[Problem, list[Checkpoint]]:  # fmt: skip
     """The realignment of a call, and the tuned checkpoints; data and a model only where something learns."""
     if not tuned:
@@ -141,7 +145,7 @@ def _problem(
 
         launched()  # of several processes each takes its own GPU
         source = _Source(safe, str(resolve_device(device)), dtype, system)
-        material = load_material([pairs], [harmless], data_dir=data_dir, seed=seed)
+        material = load_material([pairs], [harmless], data_dir=data_dir, seed=seed, read=reader)
     problem = Problem(
         vectors=[task_vector(item, safe, cast(Space, space)) for item in opened],
         fusion=Fusion(fusion, dict(fusion_settings or {}), seed),
@@ -168,6 +172,7 @@ def train_mask(
     keep: str | None = None,
     keep_limit: int = 256,
     data_dir: Path | None = None,
+    max_bad_share: float = MAX_BAD_SHARE,
     space: str = "auto",
     system: str | None = None,
     seed: int = 0,
@@ -192,6 +197,7 @@ def train_mask(
         keep: Task examples whose behaviour the mask is to keep: a set or a file.
         keep_limit: At most this many of them.
         data_dir: Directory with the files of public sets.
+        max_bad_share: Share of unusable rows of a set above which it is refused; which rows are is in `data.json`.
         space: "auto", "factors" or "weights", for adapters.
         system: System turn of the prompts.
         seed: Seed.
@@ -212,17 +218,20 @@ def train_mask(
         raise InputError("settings name a mask, and one is to be trained", "leave it out, or apply it")
     target = Path(out)
     check_replaceable(target)
-    examples = _examples(keep, keep_limit, data_dir)
+    reader = CountingReader(data_dir, max_bad_share)
+    examples = _examples(keep, keep_limit, reader)
     problem, _ = _problem(
         aligned, tuned, target, trains=True, fusion=fusion, fusion_settings=fusion_settings, pairs=pairs,
         harmless=harmless, data_dir=data_dir, space=space, system=system, seed=seed, device=device, dtype=dtype,
-        allow_pickle=allow_pickle, progress=progress, keep=examples,
+        allow_pickle=allow_pickle, progress=progress, reader=reader,
+        keep=examples,
     )  # fmt: skip
     masks = somf.function(problem, **checked).masks
     processes = launched()
     if processes.main:
         with staged(target) as stage:
             save_masks(masks, stage)
+            _write_account(stage, reader)
         if problem.work is not None:
             shutil.rmtree(problem.work, ignore_errors=True)
     processes.wait()
@@ -295,11 +304,17 @@ def average_masks(masks: Sequence[str | Path], *, out: str | Path, weights: Sequ
     return target
 
 
-def _examples(keep: str | None, limit: int, data_dir: Path | None) -> list[Example]:
+def _examples(keep: str | None, limit: int, reader: CountingReader) -> list[Example]:
     if keep is None:
         return []
-    items = load_set(keep, data_dir=data_dir, kind="examples").items
-    return [item for item in items if isinstance(item, Example)][:limit]
+    return [item for item in reader(keep, "examples") if isinstance(item, Example)][:limit]
+
+
+def _write_account(directory: Path, reader: CountingReader) -> None:
+    """What became of the rows of the sets that were read, if any were."""
+    if reader.reports:
+        text = json.dumps({"sources": reader.to_json()}, indent=1, ensure_ascii=False)
+        (directory / "data.json").write_text(f"{text}\n", encoding="utf-8")
 
 
 def _opened(item: str | Path | Checkpoint, allow_pickle: bool) -> Checkpoint:

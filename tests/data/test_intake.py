@@ -166,13 +166,13 @@ def test_unknown_and_wrong_kinds(tmp_path: Path) -> None:
 
 
 def test_overlap_is_dropped_and_reported_by_set() -> None:
-    prompts = EvaluationPrompts({"what is 2 2": "sums", "who": "people"}, ("sums", "people"), ("far",))
+    prompts = EvaluationPrompts({"what is 2 2": "sums", "who": "people"}, ("sums", "people"), {"far": "no file"})
     items = [Example("a", "What is 2+2?", "4"), Example("b", "Why?", "so"), Example("c", "WHO!", "me")]
     found = without_overlap(items, prompts)
     assert [item.id for item in found.kept] == ["b"]
     assert found.to_json() == {
         "dropped": 2, "by_set": {"sums": ["a"], "people": ["c"]},
-        "compared_with": ["sums", "people"], "not_at_hand": ["far"],
+        "compared_with": ["sums", "people"], "not_at_hand": {"far": "no file"},
     }  # fmt: skip
 
 

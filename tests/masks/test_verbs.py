@@ -58,6 +58,8 @@ def test_what_is_trained_is_what_realign_gives(lab, trained, tmp_path):
     """The command line, the library's call and realignment in one step: the same mask and the same adapter."""
     fields = yaml.safe_load((trained / "mask.yaml").read_text())
     again = resafe.train_mask(**fields, out=tmp_path / "again")
+    (source,) = json.loads((again / "data.json").read_text())["sources"]  # the task's examples; the pairs are shipped
+    assert (source["source"], source["rows"], source["kept"]) == (fields["keep"], 1, 1)
     one, two = Mask.load(trained / "mask"), Mask.load(again)
     assert one.values.keys() == two.values.keys() and one.provenance["training"]["steps"] == 2
     assert all(torch.equal(one.values[key], two.values[key]) for key in one.values)

@@ -10,12 +10,13 @@ import pytest
 from typer.testing import CliRunner
 
 from resafe.cli.app import app
-from resafe.data.items import Conversation, DialoguePair
+from resafe.data.items import Conversation, DialoguePair, Pair
 from resafe.data.material import Material, load_material
+from resafe.data.overlap import EvaluationPrompts
 from resafe.errors import InputError
 from resafe.training.lengths import only_fitting
 from resafe.training.rows import RowReader
-from resafe.training.verbs import Start, align, tune
+from resafe.training.verbs import Start, _free_material, align, tune
 
 HISTORY = (("user", "one"), ("assistant", "1"))
 QUICK = {"steps": 2, "batch_size": 2, "learning_rate": 1e-3, "warmup_steps": 0, "max_tokens": 256}
@@ -68,8 +69,9 @@ def test_dialogues_keep_their_turns_in_the_sft(tokenizer: Any, pairs: str) -> No
         (talk, *_) = [item for item in examples if item.prompt == "c?"]
         assert isinstance(talk, Conversation)
         assert (talk.history, talk.response) == (HISTORY, answer)
-    with pytest.raises(InputError, match="line 7: a turn has the role"):
-        load_material([pairs], ["embedded"])  # recipes and masks take no bad row at all
+    with pytest.raises(InputError, match="2 of 7 rows cannot be used") as caught:  # so do recipes and masks
+        load_material([pairs], ["embedded"])
+    assert "pairs.jsonl, line 7: a turn has the role" in caught.value.message
 
 
 def test_a_helpful_dialogue_becomes_a_pair_of_dialogues(tokenizer: Any, tmp_path: Path) -> None:
@@ -130,3 +132,14 @@ def test_the_poison_of_tune_may_come_from_any_pairs(base: str, data: str, pairs:
         max_bad_share=0.4, start=CPU,
     )  # fmt: skip
     assert json.loads((result.path / "data.json").read_text())["mix"]["harmful_share"] == 0.5
+
+
+def test_alignment_loses_no_side() -> None:
+    pairs = [Pair(name, f"{name}?", "no", "yes", "safety") for name in "ab"]
+    good = Pair("c", "c?", "yes", "no", "harmless")
+    facts: dict[str, Any] = {}
+    left = _free_material(Material(tuple(pairs), (good,)), EvaluationPrompts({"a": "sums"}, ("sums",), {}), facts)
+    assert ([pair.id for pair in left.safety], [pair.id for pair in left.harmless]) == (["b"], ["c"])
+    assert (facts["overlap"]["dropped"], facts["overlap"]["by_set"]) == (1, {"sums": ["a"]})
+    with pytest.raises(InputError, match="every harmless pair is in an evaluation set"):
+        _free_material(Material(tuple(pairs), (good,)), EvaluationPrompts({"c": "sums"}, ("sums",), {}), {})

@@ -25,6 +25,9 @@ Targets = Annotated[str | None, typer.Option(help="all-linear, module names with
 Dropout = Annotated[float | None, typer.Option(help="LoRA dropout")]
 DataDir = Annotated[Path | None, typer.Option(help="directory with the files of public data sets")]
 MaxBadShare = Annotated[float, typer.Option(help="stop if a larger share of a set's rows is unusable")]
+OverlapHub = Annotated[
+    bool, typer.Option("--overlap-hub", help="compare also with evaluation sets that are not at hand, from the Hub")
+]
 System = Annotated[str | None, typer.Option(help="system turn; default: the template's own")]
 Seed = Annotated[int, typer.Option(help="seed")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]

@@ -19,6 +19,7 @@ from resafe.cli.training import (
     MaxBadShare,
     ModelReference,
     Out,
+    OverlapHub,
     PresetName,
     Quiet,
     Rank,
@@ -59,6 +60,7 @@ def tune(
     keep_overlap: Annotated[
         bool, typer.Option("--keep-overlap", help="train also on rows that are in an evaluation set")
     ] = False,
+    overlap_hub: OverlapHub = False,
     stream: Annotated[
         bool, typer.Option("--stream", help="for sets larger than memory: tokens on disk beside OUT while training")
     ] = False,
@@ -81,7 +83,7 @@ def tune(
     result = run(
         model, list(data), out=out, preset=preset, settings=named_values(setting, "--set"), examples=examples,
         harmful_share=harmful_share, harmful=harmful, hold_out=hold_out, data_dir=data_dir,
-        max_bad_share=max_bad_share, keep_overlap=keep_overlap, stream=stream,
+        max_bad_share=max_bad_share, keep_overlap=keep_overlap, overlap_hub=overlap_hub, stream=stream,
         start=Start(
             full=full, lora=lora_values(rank, alpha, targets, dropout), system=system, seed=seed, device=device,
             dtype=cast(Any, dtype), four_bit=four_bit, report_to=tuple(report_to or ()), allow_pickle=allow_pickle,

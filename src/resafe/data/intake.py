@@ -70,7 +70,8 @@ class IntakeReport:
             raise InputError(
                 f"{self.source}: {self.bad.total()} of {self.rows} rows cannot be used ({self.summary()}), "
                 f"more than the allowed share {most:g}\n  {listed(lines)}",
-                "mend the rows (or raise max_tokens, if too long), or allow a larger share with --max-bad-share",
+                "mend the rows (or raise max_tokens, if too long), or allow a larger share: --max-bad-share, "
+                "in recipes max_bad_share",
             )
 
     def summary(self) -> str:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from resafe.data.counted import CountingReader
 from resafe.data.embedded import harmful_rows, harmless_rows
 from resafe.data.items import Conversation, DialoguePair, Example, Pair, Question
 from resafe.data.mixes import deduplicate_against
 from resafe.data.pairs import SHORT_REFUSALS, distinct, harmless_pairs, safety_pairs, short_refusal
-from resafe.data.registry import datasets, load_set
+from resafe.data.registry import datasets
 from resafe.data.sources import FORMATS
 from resafe.errors import InputError
 
@@ -100,12 +101,12 @@ def load_material(
             sets advise more often than they refuse, and a model that learns them does not learn to refuse.
         questions: What models are evaluated on.
         seed: Decides which pairs a limit leaves.
-        read: Gives the items of a set; None for `load_set`, which stops at the first row that is wrong.
+        read: Gives the items of a set; None for a `CountingReader`, whose reports are then lost.
 
     Raises:
         InputError: A set is missing, unreadable, of the wrong kind, or nothing is left of it.
     """
-    given = read or _plain_reader(data_dir)
+    given = read or CountingReader(data_dir)
     bad = [pair for name in safety for pair in _safety(name, given, short_refusals)]
     good = [_opened(pair, helpful_opening) for name in harmless for pair in _harmless(name, given)]
     kept_bad, kept_good = deduplicate_against(bad, questions), deduplicate_against(good, questions)
@@ -122,14 +123,6 @@ def load_material(
 def is_question_set(name: str) -> bool:
     """Whether a registered set holds questions, which come without answers."""
     return name != EMBEDDED and not name.endswith(FORMATS) and datasets.get(name).kind == "questions"
-
-
-def _plain_reader(data_dir: Path | None) -> Reader:
-    def read(name: str, kind: str) -> Sequence[Example | Pair]:
-        items = load_set(name, data_dir=data_dir, kind=kind).items
-        return [item for item in items if isinstance(item, Example | Pair)]
-
-    return read
 
 
 def _safety(name: str, read: Reader, short_refusals: bool) -> list[Pair]:

@@ -12,19 +12,13 @@ from typing import Any, Generic, TypeVar
 
 from resafe.data.items import Conversation, DialoguePair, Example, Pair
 from resafe.data.mixes import normalised
+from resafe.data.overlap_sets import public_prompts
 from resafe.data.questions import TASKS, load_questions
-from resafe.data.registry import datasets, load_set
-from resafe.data.sources import read_file
+from resafe.errors import InputError
 
 Item = TypeVar("Item", Example, Pair)
 
 _SHIPPED = ("harmful", "harmless")
-_UTILITY = {  # evaluation sets that are not questions of this package: file and the columns that hold text
-    "copa": ("copa/copa_superglue_val100.jsonl", ("premise",)),
-    "xcopa_zh": ("xcopa/test.zh.jsonl", ("premise",)),
-    "xnli_hi": ("xnli_hi/xnli_dev_hi.jsonl", ("premise", "sentence1")),
-    "humaneval": ("humaneval/HumanEval.jsonl", ("prompt",)),
-}
 
 
 @dataclass(frozen=True)
@@ -34,12 +28,12 @@ class EvaluationPrompts:
     Attributes:
         sets: Prompt → name of its set.
         compared: Names of the sets that are in it.
-        absent: Names of the sets that could not be had here, and so were not compared with.
+        absent: Name of each set that could not be had here, and so was not compared with → why.
     """
 
     sets: Mapping[str, str]
     compared: tuple[str, ...]
-    absent: tuple[str, ...]
+    absent: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -57,43 +51,51 @@ class Overlap(Generic[Item]):
     prompts: EvaluationPrompts | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for files: counts and ids by set, and the sets that were and were not compared with."""
-        seen = self.prompts or EvaluationPrompts({}, (), ())
+        """Plain values for files: counts and ids by set, the sets compared with, and why others were not."""
+        seen = self.prompts or EvaluationPrompts({}, (), {})
         return {
             "dropped": sum(map(len, self.dropped.values())),
             "by_set": self.dropped,
             "compared_with": list(seen.compared),
-            "not_at_hand": list(seen.absent),
+            "not_at_hand": dict(seen.absent),
         }
 
 
-def evaluation_prompts(data_dir: Path | None = None) -> EvaluationPrompts:
-    """The prompts of every evaluation set that is at hand without a download.
+def evaluation_prompts(data_dir: Path | None = None, *, hub: bool = False) -> EvaluationPrompts:
+    """The prompts of every evaluation set that is at hand.
 
     Those are the shipped questions (validation and test), the generated tasks' questions and, with `data_dir`, all
     registered question sets and the utility sets that have their files there.
+
+    Args:
+        data_dir: Directory with the files of public sets.
+        hub: Take the sets that have no file there from the Hub. One that cannot be had is named in `absent`, with the
+            reason; nothing is raised for it.
+
+    Raises:
+        InputError: A file in `data_dir` is damaged.
     """
     found: dict[str, str] = {}
-    compared, absent = [*_SHIPPED, *TASKS], []
-    for name in (*_SHIPPED, *TASKS):
+    compared: list[str] = [*_SHIPPED, *TASKS]
+    absent: dict[str, str] = {}
+    for name in compared:
         for part in ("test", "validation"):
             _add(found, name, (question.prompt for question in load_questions(name, part)))
-    for source in datasets:
-        if source.kind != "questions":
+    for public in public_prompts():
+        at_hand = data_dir is not None and public.file and (data_dir / public.file).is_file()
+        if not at_hand and (reason := public.not_asked(data_dir, hub)):
+            absent[public.name] = reason
             continue
-        if data_dir is not None and source.file and (data_dir / source.file).is_file():
-            _add(found, source.name, (item.prompt for item in load_set(source.name, data_dir=data_dir).items))
-            compared.append(source.name)
+        try:
+            prompts = public.read(data_dir if at_hand else None)
+        except InputError as error:
+            if at_hand:
+                raise
+            absent[public.name] = error.message
         else:
-            absent.append(source.name)
-    for name, (file, columns) in _UTILITY.items():
-        if data_dir is not None and (data_dir / file).is_file():
-            rows = read_file(data_dir / file)
-            _add(found, name, (str(row.values[key]) for row in rows for key in columns if key in row.values))
-            compared.append(name)
-        else:
-            absent.append(name)
-    return EvaluationPrompts(found, tuple(compared), tuple(absent))
+            _add(found, public.name, prompts)
+            compared.append(public.name)
+    return EvaluationPrompts(found, tuple(compared), absent)
 
 
 def _add(found: dict[str, str], name: str, prompts: Iterable[str]) -> None:

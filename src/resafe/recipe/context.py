@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from resafe.checkpoints import Checkpoint, Precision, load_model, load_tokenizer, open_checkpoint, resolve_dtype
+from resafe.data.counted import CountingReader
 from resafe.data.intake_sources import load_training
 from resafe.data.items import Example, Question
 from resafe.data.material import Material, is_question_set, load_material
@@ -47,6 +48,7 @@ class Context:
     allow_unconfined_code: bool = False
     _asked: dict[Any, list[Question]] = field(default_factory=dict, repr=False)
     _pools: dict[str, list[Example]] = field(default_factory=dict, repr=False)
+    _tuned_on: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def check(self) -> None:
         """Opens the model and reads all data, so that what is wrong with them is found before anything is written.
@@ -77,7 +79,7 @@ class Context:
         """The same recipe with another seed; the questions, which are the same for all seeds, are shared."""
         recipe = self.recipe.model_copy(update={"seed": seed, "seeds": None})
         leave = (self.allow_code_execution, self.allow_unconfined_code)
-        return Context(recipe, self.run, self.reporter, *leave, self._asked, self._pools)
+        return Context(recipe, self.run, self.reporter, *leave, self._asked, self._pools, self._tuned_on)
 
     @cached_property
     def base(self) -> Checkpoint:
@@ -158,7 +160,31 @@ class Context:
             short_refusals=data.short_refusals,
             questions=self._all_questions,
             seed=self.recipe.seed,
+            read=self._reader,
         )
+
+    @cached_property
+    def _reader(self) -> CountingReader:
+        return CountingReader(self.recipe.data.data_dir, self.recipe.data.max_bad_share)
+
+    def account(self) -> dict[str, Any]:
+        """What became of the rows of all training sets: kept, bad with their lines, or dropped as they are evaluated.
+
+        Raises:
+            InputError: A set is missing, or has more bad rows than the recipe allows.
+        """
+        aligned_on = {"pairs_dropped": self._read.dropped, "sources": self._reader.to_json()}
+        return {"align": aligned_on, "tune": dict(self._tuned_on)}
+
+    def left_out(self) -> list[str]:
+        """A line for people on each set of `account` that has bad rows."""
+        account = self.account()
+        sources = [source for part in (account["align"], *account["tune"].values()) for source in part["sources"]]
+        return [
+            f"{one['source']}: {sum(one['bad'].values())} of {one['rows']} rows left out, see data.json"
+            for one in sources
+            if one["bad"]
+        ]
 
     @cached_property
     def material_digest(self) -> str:
@@ -181,9 +207,14 @@ class Context:
             return task_examples(tune.task, tune.examples)
         data_dir = self.recipe.data.data_dir
         if tune.task not in self._pools:
-            rows = load_training(tune.task, "examples", data_dir=data_dir).examples
+            data = self.recipe.data
+            loaded = load_training(tune.task, "examples", data_dir=data_dir, max_bad_share=data.max_bad_share)
             self._check_held_out(tune.task)
-            self._pools[tune.task] = without_overlap(rows, evaluation_prompts(data_dir)).kept
+            overlap = without_overlap(loaded.examples, evaluation_prompts(data_dir, hub=data.overlap_hub))
+            if not overlap.kept:
+                raise InputError(f"tune: every row of {tune.task} is in an evaluation set", "name another set")
+            self._pools[tune.task] = overlap.kept
+            self._tuned_on[tune.task] = {"sources": [loaded.report.to_json()], "overlap": overlap.to_json()}
         return self._pools[tune.task]
 
     def _check_held_out(self, task: str) -> None:

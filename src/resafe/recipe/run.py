@@ -16,7 +16,7 @@ from resafe.recipe.outputs import report as _report
 from resafe.recipe.realign_stages import check_methods, realign
 from resafe.recipe.reporter import Reporter, Silent
 from resafe.recipe.schema import Recipe
-from resafe.recipe.stage import Run, Stage, locked
+from resafe.recipe.stage import Run, Stage, locked, write_json
 from resafe.recipe.train_stages import align, losses, tune
 from resafe.recipe.utility_stage import measure_utility
 from resafe.report import ModelInfo, Results
@@ -100,8 +100,12 @@ def run_recipe(
     contexts = [context.with_seed(seed) for seed in recipe.seeds] if recipe.seeds else [context]
     for one in contexts:
         one.check()
+    account = contexts[0].account()  # the same rows are read for all seeds
+    for line in contexts[0].left_out():
+        reporter.say(line)
     with locked(out):
         write_text(out / "recipe.yaml", as_yaml(recipe))
+        write_json(out / "data.json", account)
         made = []
         for one in contexts:
             if len(contexts) > 1:

@@ -71,6 +71,14 @@ class DataPart(Part):
     short_refusals: bool = Field(
         default=False, description="short refusals in place of the safe answers of public pairs, which often advise"
     )
+    max_bad_share: float = Field(
+        default=0.01, ge=0, le=1, json_schema_extra=_LATER, description="refuse a set of which more rows are unusable"
+    )
+    overlap_hub: bool = Field(
+        default=False,
+        json_schema_extra=_LATER,
+        description="to leave out training rows that are evaluated, also ask the Hub for sets that are not in data_dir",
+    )
 
 
 class LoraPart(Part):

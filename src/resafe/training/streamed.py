@@ -31,6 +31,7 @@ def tokens_on_disk(
     hold_out: float,
     max_bad_share: float,
     keep_overlap: bool,
+    overlap_hub: bool = False,
 ) -> TokenTable:
     """The table of what `tune` would train on, in the working directory of the run that writes `out`.
 
@@ -48,6 +49,7 @@ def tokens_on_disk(
         hold_out: Their share.
         max_bad_share: Share of unusable rows of a source above which the run stops.
         keep_overlap: Keep rows that are in an evaluation set.
+        overlap_hub: Take evaluation sets that have no file in `data_dir` from the Hub.
 
     Raises:
         InputError: A source is missing or worse than stated, or every row is in an evaluation set.
@@ -62,7 +64,7 @@ def tokens_on_disk(
     reports = [IntakeReport(name, keep_places=True) for name in names]
     dropped: dict[str, list[str]] = {}
     held: list[str] = []
-    prompts = evaluation_prompts(data_dir)
+    prompts = evaluation_prompts(data_dir, hub=overlap_hub)
 
     def examples() -> Iterator[Example]:
         for name, report in zip(names, reports, strict=True):

@@ -13,9 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 from resafe.checkpoints import Checkpoint, Precision, load_tokenizer, open_checkpoint
 from resafe.data.intake_sources import MAX_BAD_SHARE, load_training
 from resafe.data.items import Example, Pair
-from resafe.data.material import EMBEDDED, load_material
+from resafe.data.material import EMBEDDED, Material, load_material
 from resafe.data.mixes import attack_mix, split_by_prompt
-from resafe.data.overlap import evaluation_prompts, without_overlap
+from resafe.data.overlap import EvaluationPrompts, evaluation_prompts, without_overlap
 from resafe.errors import InputError
 from resafe.provenance import digest_value
 from resafe.registry import nearest
@@ -72,6 +72,7 @@ def tune(
     data_dir: Path | None = None,
     max_bad_share: float = MAX_BAD_SHARE,
     keep_overlap: bool = False,
+    overlap_hub: bool = False,
     stream: bool = False,
     start: Start | None = None,
     progress: Progress | None = None,
@@ -94,6 +95,7 @@ def tune(
         data_dir: Directory with the files of registered sets.
         max_bad_share: Share of unusable rows above which the run stops.
         keep_overlap: Train also on rows that are in an evaluation set.
+        overlap_hub: Take evaluation sets that have no file in `data_dir` from the Hub, to compare with them too.
         stream: For sets larger than memory: read the rows once, one at a time, and keep their tokens on disk beside
             `out` until training is done. The same weights result.
         start: Adapter or full, device, precision, seed.
@@ -118,6 +120,7 @@ def tune(
         rows = tokens_on_disk(
             names, tokenizer, checked, Path(out), facts, system=begin.system, data_dir=data_dir, seed=begin.seed,
             hold_out=hold_out, max_bad_share=max_bad_share, keep_overlap=keep_overlap,
+            overlap_hub=overlap_hub,
         )  # fmt: skip
     else:
         loaded = [load_training(name, "examples", data_dir=data_dir, max_bad_share=1.0) for name in names]
@@ -127,15 +130,17 @@ def tune(
         for report in reports:
             report.check(max_bad_share)
         facts["sources"] = [report.to_json() for report in reports]
-        rows = _free(rows, data_dir, keep_overlap, facts)
+        prompts = evaluation_prompts(data_dir, hub=overlap_hub)
+        rows = _free(rows, prompts, keep_overlap, facts)
         if hold_out:
             parts = split_by_prompt(rows, test=hold_out, validation=0.0, salt=f"hold-out-{begin.seed}")
             facts["held_out"], rows = [row.id for row in parts["test"]], parts["train"]
         if examples is not None or harmful_share:
             size = examples if examples is not None else round(len(rows) / (1 - harmful_share))
-            pool = _harmful(harmful, data_dir, max_bad_share) if harmful_share else []
-            rows = attack_mix(rows, pool, harmful_share, size, begin.seed)
             facts["mix"] = {"rows": size, "harmful_share": harmful_share, "harmful": harmful, "seed": begin.seed}
+            pool = _harmful(harmful, data_dir, max_bad_share, facts["mix"]) if harmful_share else []
+            pool = _free(pool, prompts, keep_overlap, facts["mix"]) if harmful_share else []
+            rows = attack_mix(rows, pool, harmful_share, size, begin.seed)
     trained, lora = _model(opened, chosen, begin)
     return train_sft(
         model=trained, tokenizer=tokenizer, examples=rows, settings=checked, out=Path(out), system=begin.system,
@@ -157,6 +162,7 @@ def align(
     refusal_share: float = 0.45,
     data_dir: Path | None = None,
     max_bad_share: float = MAX_BAD_SHARE,
+    overlap_hub: bool = False,
     start: Start | None = None,
     progress: Progress | None = None,
 ) -> TrainingResult:
@@ -175,6 +181,7 @@ def align(
         refusal_share: Share of the SFT mix that answers harmful requests.
         data_dir: Directory with the files of registered sets.
         max_bad_share: Share of unusable rows of a set above which the run stops.
+        overlap_hub: As in `tune`. Pairs that are in an evaluation set are always left out.
         start: Adapter or full, device, precision, seed.
         progress: Called after each step of either stage.
 
@@ -195,13 +202,8 @@ def align(
     reader.check(max_bad_share)
     facts: dict[str, Any] = {"safety": list(safety), "harmless": list(harmless), "with_questions": material.dropped}
     facts["sources"] = [report.to_json() for report in reader.reports]
-    pairs: list[Pair] = _free(material.pairs, data_dir, False, facts)
-    free = {pair.id for pair in pairs}
-    material = replace(
-        material,
-        safety=tuple(pair for pair in material.safety if pair.id in free),
-        harmless=tuple(pair for pair in material.harmless if pair.id in free),
-    )
+    material = _free_material(material, evaluation_prompts(data_dir, hub=overlap_hub), facts)
+    pairs = material.pairs
     target = Path(out)
     place = target.with_name(target.name + ".sft") if "dpo" in stages else target
     rows = material.align_examples(examples or len(pairs), refusal_share, begin.seed)
@@ -303,9 +305,9 @@ def _model(opened: Checkpoint, chosen: Preset, begin: Start) -> tuple[Any, LoraS
     return loaded, None if continued else chosen.lora
 
 
-def _free(rows: list[Any], data_dir: Path | None, keep: bool, facts: dict[str, Any]) -> list[Any]:
+def _free(rows: list[Any], prompts: EvaluationPrompts, keep: bool, facts: dict[str, Any]) -> list[Any]:
     """The rows that are in no evaluation set; what was dropped goes into `facts`."""
-    overlap = without_overlap(rows, evaluation_prompts(data_dir))
+    overlap = without_overlap(rows, prompts)
     facts["overlap"] = {**overlap.to_json(), "kept_anyway": keep}
     if keep:
         return rows
@@ -314,9 +316,23 @@ def _free(rows: list[Any], data_dir: Path | None, keep: bool, facts: dict[str, A
     return overlap.kept
 
 
-def _harmful(name: str, data_dir: Path | None, max_bad_share: float) -> list[Example]:
+def _free_material(material: Material, prompts: EvaluationPrompts, facts: dict[str, Any]) -> Material:
+    """The pairs that are in no evaluation set. Neither side may be lost: the other alone teaches one answer to all."""
+    overlap = without_overlap(material.pairs, prompts)
+    facts["overlap"] = {**overlap.to_json(), "kept_anyway": False}
+    gone = {item for ids in overlap.dropped.values() for item in ids}
+    sides = [[pair for pair in side if pair.id not in gone] for side in (material.safety, material.harmless)]
+    for name, side in zip(("safety", "harmless"), sides, strict=True):
+        if not side:
+            raise InputError(f"every {name} pair is in an evaluation set", f"give other {name} data")
+    return replace(material, safety=tuple(sides[0]), harmless=tuple(sides[1]))
+
+
+def _harmful(name: str, data_dir: Path | None, max_bad_share: float, facts: dict[str, Any]) -> list[Example]:
     def read(name: str, kind: str) -> Sequence[Example | Pair]:
-        return load_training(name, kind, data_dir=data_dir, max_bad_share=max_bad_share).items
+        data = load_training(name, kind, data_dir=data_dir, max_bad_share=max_bad_share)
+        facts["source"] = data.report.to_json()
+        return data.items
 
     material = load_material([name], [EMBEDDED], data_dir=data_dir, read=read)
     return list({row.prompt: row for row in material.compliances}.values())
