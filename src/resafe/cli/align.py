@@ -30,6 +30,7 @@ from resafe.cli.training import (
     named_values,
     show,
 )
+from resafe.files import split_names
 
 
 def align(
@@ -75,7 +76,7 @@ def align(
     reporter = ConsoleReporter(quiet=quiet or not is_main())
     result = run(
         model, out=out, safety=safety or ["embedded"], harmless=harmless or ["embedded"], preset=preset,
-        stages=[name.strip() for name in stages.split(",")], sft=named_values(sft, "--sft"),
+        stages=split_names(stages), sft=named_values(sft, "--sft"),
         dpo=named_values(dpo, "--dpo"), examples=examples, refusal_share=refusal_share, data_dir=data_dir,
         start=Start(
             full=full, lora=lora_values(rank, alpha, targets, dropout), system=system, seed=seed, device=device,

@@ -24,6 +24,7 @@ from resafe.evals.statistics import (
     Bootstrap,
     Comparison,
     Interval,
+    JudgeErrors,
     cohen_kappa,
     compare,
     corrected_rate,
@@ -52,6 +53,11 @@ class Named:
     judge: Judge
     calibration: Calibration | None = None
 
+    @property
+    def errors(self) -> JudgeErrors | None:
+        """How it errs, for correcting rates; None where nothing is known."""
+        return self.calibration.best.overall.errors if self.calibration is not None else None
+
 
 @dataclass(frozen=True)
 class Rate:
@@ -63,7 +69,8 @@ class Rate:
         set: The set of questions, empty where unknown.
         asked: Responses given to the judge.
         scored: Responses that it could score.
-        value: Share of the scored ones that are refusals (or harmful), with Wilson limits; corrected if asked for.
+        value: Share of the scored ones that are refusals (or harmful), with Wilson limits; corrected if asked for, and
+            then of all that were judged, what is undetermined being no refusal.
     """
 
     judge: str
@@ -122,6 +129,21 @@ def yes_or_no(named: Named, verdicts: Sequence[Verdict]) -> list[bool | None]:
     return [None if v.outcome == UNDETERMINED else says(v, named.measure) for v in verdicts]
 
 
+def corrected_share(named: Named, verdicts: Sequence[Verdict]) -> Interval:
+    """The share of refusals (or of harmful responses), corrected for the judge's errors (Rogan–Gladen).
+
+    It is of all verdicts but the unscored ones: where the judge was calibrated, too, what it could not decide was no.
+    The limits count these responses and the labelled rows of the calibration.
+
+    Returns:
+        The rate; undefined where the judge was never calibrated, or is no better than chance.
+    """
+    if named.errors is None:
+        return Interval.undefined("not calibrated")
+    said = [yes for yes in (says(verdict, named.measure) for verdict in verdicts) if yes is not None]
+    return corrected_rate(wilson(sum(said), len(said)), named.errors)
+
+
 def rates(
     named: Named, responses: Sequence[Response], verdicts: Sequence[Verdict], *, corrected: bool = False
 ) -> list[Rate]:
@@ -130,23 +152,19 @@ def rates(
     Raises:
         InputError: A corrected rate is asked for and the judge has no stored calibration.
     """
-    errors = named.calibration.best.overall.errors if named.calibration is not None else None
-    if corrected and errors is None:
+    if corrected and named.errors is None:
         raise InputError(
             f"rates of {named.name} cannot be corrected: there is no calibration of it with these settings",
             f"resafe judge calibrate {named.name}",
         )
-    said = yes_or_no(named, verdicts)
-    groups: dict[tuple[str, str], list[bool | None]] = {}
-    for response, yes in zip(responses, said, strict=True):
-        groups.setdefault((response.model, response.set), []).append(yes)
+    groups: dict[tuple[str, str], list[Verdict]] = {}
+    for response, verdict in zip(responses, verdicts, strict=True):
+        groups.setdefault((response.model, response.set), []).append(verdict)
     found = []
-    for (model, of), values in groups.items():
-        scored = [yes for yes in values if yes is not None]
-        rate = wilson(sum(scored), len(scored))
-        if corrected and errors is not None:
-            rate = corrected_rate(rate, errors)
-        found.append(Rate(named.name, model, of, len(values), len(scored), rate))
+    for (model, of), mine in groups.items():
+        scored = [yes for yes in yes_or_no(named, mine) if yes is not None]
+        rate = corrected_share(named, mine) if corrected else wilson(sum(scored), len(scored))
+        found.append(Rate(named.name, model, of, len(mine), len(scored), rate))
     return found
 
 
