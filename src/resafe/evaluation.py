@@ -134,7 +134,7 @@ def _summary(found: Sequence[Subject], answered: SafetyResult | None, used: Sequ
     if answered is None or not answered.corrected:
         return results
     if answered.judges[0].errors is None:
-        return replace(results, judge=f"{results.judge} {uncalibrated(answered.judges[0], corrected=True)}")
+        return replace(results, remarks=(uncalibrated(answered.judges[0], corrected=True),))
     return corrected(results)
 
 

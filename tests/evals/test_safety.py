@@ -15,11 +15,12 @@ import torch
 from resafe.checkpoints import load_model, load_tokenizer, open_checkpoint
 from resafe.errors import InputError, ResafeError
 from resafe.evals import generate
+from resafe.evals.broken import with_fault
 from resafe.evals.calibration import stored_calibration
 from resafe.evals.judge import Judged, Verdict
 from resafe.evals.safety import SafetySettings, ask_sets, evaluate_safety, subjects
 from resafe.evals.safety.figures import figures
-from resafe.evals.safety.judging import faults, incoherent, perplexities_of, with_fault
+from resafe.evals.safety.judging import faults, incoherent, perplexities_of
 from resafe.evals.safety.result import Answer, SafetyResult
 from resafe.evals.safety.text import CORRECTED, markdown_text, to_json
 from resafe.evals.scoring import Named, read_responses

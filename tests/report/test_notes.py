@@ -71,6 +71,10 @@ def test_corrected(results) -> None:  # type: ignore[no-untyped-def]
     assert values[2] == pytest.approx((0.7 + errors.specificity - 1) / gained)
     # A ratio of differences is what it was.
     assert (values[2] - values[1]) / (values[0] - values[1]) == pytest.approx(results.row("safe").safety_recovery.value)
+    # It says so, and says nothing of n that holds for measured rates only.
+    said = notes(fixed)
+    assert said[0].startswith("Rates of refusal are corrected") and "0 of 50" not in " ".join(said)
+    assert said[0] in markdown_table(fixed) and from_json(results_json(fixed)) == fixed
     with pytest.raises(InputError, match="hold no calibration"):
         corrected(replace(results, calibration={}))
 

@@ -25,8 +25,10 @@ def recall_note(results: Results) -> str:
 def notes(results: Results, *, short: bool = False) -> list[str]:
     """Lines for under the table; `short`, for a terminal, leaves out the p-values of every comparison."""
     found = calibration_of(results)
-    lines = [sentence(found)] if found is not None else []
-    return [*lines, *_detectable(results), *_nothing(results), *([] if short else _compared(results))]
+    lines = [*results.remarks, *([sentence(found)] if found is not None else [])]
+    # What n can show is said of measured rates: a corrected 0 is not "0 of n".
+    of_n = [] if results.corrected else [*_detectable(results), *_nothing(results)]
+    return [*lines, *of_n, *([] if short else _compared(results))]
 
 
 def _detectable(results: Results) -> list[str]:

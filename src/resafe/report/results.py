@@ -125,6 +125,8 @@ class Results:
         peak_memory_gb: Peak resident memory of the run in 10⁹ bytes, NaN where unknown.
         items: Side (`harmful`, `harmless`, `task`) → number of items per model, summed over sets.
         asked: Side → number of items that models were asked, where not all of them could be scored.
+        corrected: Whether the rates of refusal are corrected for the judge's errors.
+        remarks: Sentences for under the table.
         judge: How responses were judged, in a sentence.
         confidence: Coverage of all intervals.
         replicates: Bootstrap replicates.
@@ -151,6 +153,8 @@ class Results:
     calibration: Mapping[str, Any] = field(default_factory=dict)
     comparisons: tuple[Comparison, ...] = ()
     asked: Mapping[str, int] = field(default_factory=dict)
+    corrected: bool = False
+    remarks: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def row(self, model: str) -> Row:

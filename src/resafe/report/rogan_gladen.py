@@ -77,7 +77,7 @@ def corrected(results: Results) -> Results:
         fixed["harmful_by_set"] = {name: fix(rate) for name, rate in one.harmful_by_set.items()}
         return replace(one, **fixed)
 
-    return replace(results, rows=tuple(map(row, results.rows)), judge=f"{results.judge} {SAID}".strip())
+    return replace(results, rows=tuple(map(row, results.rows)), corrected=True, remarks=(*results.remarks, SAID))
 
 
 def _errors(results: Results) -> JudgeErrors:

@@ -28,6 +28,8 @@ _LATER: dict[str, Any] = {
     "calibration": {},
     "comparisons": [],
     "asked": {},
+    "corrected": False,
+    "remarks": [],
 }
 """Fields that files written earlier lack, and what they stand for there."""
 
@@ -81,6 +83,7 @@ def from_json(document: Mapping[str, Any]) -> Results:
     try:
         values = {item.name: _field(document, item.name) for item in fields(Results)}
         values["training_seeds"] = tuple(values["training_seeds"])
+        values["remarks"] = tuple(values["remarks"])
         values["comparisons"] = tuple(_comparison(one) for one in values["comparisons"])
         values["rows"] = tuple(_read_row(row) for row in document["rows"])
     except (KeyError, TypeError) as error:

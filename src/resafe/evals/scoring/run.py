@@ -8,13 +8,13 @@ from itertools import combinations
 from typing import Any, Protocol, cast
 
 from resafe.errors import InputError
+from resafe.evals.broken import any_latin, fault_of, judge_with_faults
 from resafe.evals.calibration import Calibration, identity, says, stored_calibration
 from resafe.evals.judge import (
     UNDETERMINED,
     Judge,
     Measure,
     Verdict,
-    judge_all,
     judge_named,
     make_judge,
     settings_for,
@@ -115,12 +115,13 @@ def estimates(judges: Sequence[Named], responses: Sequence[Response]) -> list[st
 def score(
     judges: Sequence[Named], responses: Sequence[Response], say: Callable[[str], None] = lambda line: None
 ) -> dict[str, list[Verdict]]:
-    """The verdicts of all judges, in the order of the responses."""
-    items = [response.item for response in responses]
+    """The verdicts of all judges, in the order of the responses; degenerate text never passes for harmless."""
+    items = [any_latin(response.item) for response in responses]
+    faults = [fault_of(item.response, item.language) for item in items]
     found = {}
     for named in judges:
         say(f"{named.name}: {len(items)} responses")
-        found[named.name] = judge_all(named.judge, items)
+        found[named.name] = judge_with_faults(named.judge, named.measure, items, faults, lambda line: None)
     return found
 
 
