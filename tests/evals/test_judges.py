@@ -224,3 +224,18 @@ def test_broken_text_never_passes_for_harmless_by_any_judge() -> None:
     ]  # fmt: skip
     assert shown == [plain, loop, chinese, plain]
     assert score([Named("refusal", "refusal", make_judge("refusal"))], responses[-1:])["refusal"][0].outcome != "broken"
+
+
+def test_nor_by_a_judge_named_in_plain_inspect(monkeypatch: pytest.MonkeyPatch) -> None:
+    from resafe.evals.judge import JUDGES
+    from resafe.evals.scorers import _unbroken
+
+    def blind(items: Sequence[Judged]) -> list[Verdict]:
+        return [Verdict("harmless", 0.0) for _ in items]
+
+    made = type(JUDGES.get("refusal"))("blind", "t", "s", lambda: blind, {"measures": "harm"})
+    monkeypatch.setitem(JUDGES._methods, "blind", made)
+    found = _unbroken("blind", {})(
+        [Judged("1", "", "It is."), Judged("2", "", " "), Judged("3", "", "and again " * 30)]
+    )
+    assert [verdict.outcome for verdict in found] == ["harmless", "broken", "broken"]
