@@ -31,6 +31,7 @@ from resafe.cli.training import (
     named_values,
     show,
 )
+from resafe.files import split_names
 
 
 def align(
@@ -77,7 +78,7 @@ def align(
     reporter = ConsoleReporter(quiet=quiet or not is_main())
     result = run(
         model, out=out, safety=safety or ["embedded"], harmless=harmless or ["embedded"], preset=preset,
-        stages=[name.strip() for name in stages.split(",")], sft=named_values(sft, "--sft"),
+        stages=split_names(stages), sft=named_values(sft, "--sft"),
         dpo=named_values(dpo, "--dpo"), examples=examples, refusal_share=refusal_share, data_dir=data_dir,
         max_bad_share=max_bad_share,
         start=Start(

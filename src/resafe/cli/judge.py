@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from resafe.files import split_names
+
 if TYPE_CHECKING:
     from resafe.evals.labelled import Labelled
     from resafe.evals.scoring import Named
@@ -84,7 +86,7 @@ def train(
     labelled = _labelled(rows or [], sets, data_dir, measure)
     if not labelled:
         raise InputError("there is nothing to train on", "give files, or --sets xstest --data-dir DIRECTORY")
-    keys = {overlap_key(row.prompt) for name in _names(keep_out) for row in load_labelled(name, data_dir)}
+    keys = {overlap_key(row.prompt) for name in split_names(keep_out) for row in load_labelled(name, data_dir)}
     result = train_judge(labelled, keep_out=keys, say=reporter.say)
     place = out or default_place()
     write_trained(place, result.judge)
@@ -125,7 +127,9 @@ def calibrate(
 
     reporter = ConsoleReporter(quiet=quiet)
     own = [(path.stem, _labelled([path], "", None, measure)) for path in rows or []]
-    found, notes = calibrate_named(judge, own, _names(sets), data_dir, settings or [], max_cost, reporter.say)
+    found, notes = calibrate_named(
+        judge, own, list(split_names(sets)), data_dir, settings or [], max_cost, reporter.say
+    )
     for note in notes:
         reporter.say(note)
     place = remember(found)
@@ -138,10 +142,6 @@ def calibrate(
         _calibration_table(found)
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 def _labelled(files: list[Path], sets: str, data_dir: Path | None, measure: str | None) -> list[Labelled]:
     from resafe.errors import InputError
     from resafe.evals.labelled import load_labelled, read_labelled
@@ -151,7 +151,7 @@ def _labelled(files: list[Path], sets: str, data_dir: Path | None, measure: str 
     found: list[Labelled] = []
     for path in files:
         found += read_labelled(path, measure)  # type: ignore[arg-type]
-    for name in _names(sets):
+    for name in split_names(sets):
         found += load_labelled(name, data_dir)
     return found
 
