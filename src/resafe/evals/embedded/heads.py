@@ -161,8 +161,8 @@ def cross_validated(
         states = local.states([row.judged() for row in rows])
     found = np.empty(len(rows))
     for fold in range(folds):
-        held, others = np.flatnonzero(place == fold), np.flatnonzero(place != fold)
-        if held.size:
+        held, others = np.flatnonzero(place == fold).tolist(), np.flatnonzero(place != fold).tolist()
+        if held:
             seen = None if states is None else states[others]
             head = fit_head([rows[n] for n in others], measure, local=local, states=seen, least=1, **settings)
             found[held] = head.probabilities([rows[n].judged() for n in held], None if states is None else states[held])

@@ -132,7 +132,8 @@ def _pooled(body: Any, texts: Sequence[tuple[list[int], list[int]]], width: int)
         tokens[row, :end] = torch.tensor([*question, *response])
         read[row, len(question) : end] = 1
     states = body(input_ids=tokens, use_cache=False).last_hidden_state.float()
-    return (states * read[:, :, None]).sum(1) / read.sum(1, keepdim=True)
+    pooled: torch.Tensor = (states * read[:, :, None]).sum(1) / read.sum(1, keepdim=True)
+    return pooled
 
 
 __all__ = ["LocalModel"]
