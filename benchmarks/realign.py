@@ -11,6 +11,7 @@ benchmarks/realign/ROW-SEED.json, a digit an item, so a finished one is never ru
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -78,9 +79,11 @@ def condense(run: Path, row: str, seed: int) -> dict[str, Any]:
         digits[record.model][record.side].append("1" if record.score == 1.0 else "0")
     for name, sides in digits.items():
         known[name]["scores"] = {side: "".join(column) for side, column in sides.items()}
+    first = next(iter(known))
     return {
         "row": row,
         "seed": seed,
+        "sets": {side: set_lengths([r.id for r in records if (r.model, r.side) == (first, side)]) for side in SIDES},
         "recipe": recipe_digest(row),
         "date": datetime.now(UTC).date().isoformat(),
         "minutes": round(results.seconds / 60, 1),
@@ -88,6 +91,11 @@ def condense(run: Path, row: str, seed: int) -> dict[str, Any]:
         "titles": titles,
         "models": known,
     }
+
+
+def set_lengths(ids: Sequence[str]) -> list[tuple[str, int]]:
+    """The sets that items come from, in order, with how many of each; an id begins with its set's name."""
+    return [(name, len(list(few))) for name, few in itertools.groupby(identity.rpartition("-")[0] for identity in ids)]
 
 
 def load(path: Path) -> Row:
@@ -194,6 +202,30 @@ def shown(interval: Interval, scale: float = 100.0, digits: int = 0) -> str:
     )
 
 
+def set_rates(rows: Sequence[Row], method: str) -> dict[str, float]:
+    """Share refused of the questions of each set, over the seeds."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        for side in ("harmful", "harmless"):
+            start = 0
+            for name, length in row.facts["sets"][side]:
+                found.setdefault(name, []).extend(row.scores[method][side][start : start + length])
+                start += length
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def set_table(rows: Sequence[Row]) -> list[str]:
+    """Share of each set's questions that the chosen models refuse, in %."""
+    titles = rows[0].facts["titles"]
+    rates = {title: set_rates(rows, method) for method, title in titles.items()}
+    names = list(next(iter(rates.values())))
+    return [
+        f"| refused, of | {' | '.join(names)} |",
+        f"| --- | {' | '.join('---:' for _ in names)} |",
+        *(f"| {title} | {' | '.join(f'{100 * one[name]:.0f}' for name in names)} |" for title, one in rates.items()),
+    ]
+
+
 def table(rows: Sequence[Row], bootstrap: Bootstrap) -> list[str]:
     """The chosen models of one row, over its seeds."""
     lines = [
@@ -270,7 +302,8 @@ def blocks(found: Sequence[Row]) -> Iterable[tuple[str, str, dict[str, Interval]
             f"{', '.join(str(row.facts['minutes']) for row in rows)} minutes."
         )
         image = f"![frontiers](../img/realign-{name}.svg)"
-        lines = [*table(rows, bootstrap), "", note, "", *frontier_table(rows, bootstrap), "", image]
+        tables = [table(rows, bootstrap), [note], set_table(rows), frontier_table(rows, bootstrap), [image]]
+        lines = [line for part in tables for line in (*part, "")][:-1]
         yield name, "\n".join(lines), figures(rows, LEAD, bootstrap)
 
 

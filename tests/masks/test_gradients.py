@@ -122,6 +122,24 @@ def test_gradients_by_differences(lab, kind):
     assert (ends[0] - ends[1]) / 0.1 == pytest.approx(float(norm), rel=5e-3)
 
 
+def towards(lab, values, vector, items, teacher):
+    """KL(π_teacher ‖ π) a token and the mean loss of the items' answers, and the logits φ that they hang on."""
+    plain = lab.plain()
+    weights = {name: value.detach() for name, value in plain.named_parameters()}
+    phi = {key: value.detach().clone().requires_grad_() for key, value in values.values.items()}
+    weights |= {name: vector.aligned(name) + torch.sigmoid(value) * vector.delta(name) for name, value in phi.items()}
+    divergences, losses = [], []
+    for item in items:
+        ids = torch.tensor([item.chosen.prompt + item.chosen.answer])
+        start, answer = len(item.chosen.prompt), torch.tensor(item.chosen.answer)
+        with torch.no_grad():
+            theirs = teacher(ids).logits[0, start - 1 : -1].log_softmax(-1)
+        ours = functional_call(plain, weights, (ids,)).logits[0, start - 1 : -1].log_softmax(-1)
+        divergences.append((theirs.exp() * (theirs - ours)).sum(1))
+        losses.append(-ours.gather(1, answer[:, None]).mean())
+    return torch.cat(divergences).mean(), torch.stack(losses).mean(), phi
+
+
 def test_task_divergence_over_full_weights(lab):
     """KL(π_tuned ‖ π) a token on the task's answers, and its gradient, with every linear layer's weight masked."""
     model, values, (vector,) = masked(lab, ("full",), "base", initial=0.5)
@@ -130,24 +148,11 @@ def test_task_divergence_over_full_weights(lab):
     loss, metrics = made.loss(task)
     loss.backward()
 
-    plain, tuned = lab.plain(), lab.plain("full")
-    weights = {name: value.detach() for name, value in plain.named_parameters()}
-    phi = {key: value.detach().clone().requires_grad_() for key, value in values.values.items()}
+    divergence, mean, phi = towards(lab, values, vector, task, lab.plain("full"))
     assert len(phi) == 14 and all("_proj" in key for key in phi)
-    weights |= {name: vector.aligned(name) + torch.sigmoid(value) * vector.delta(name) for name, value in phi.items()}
-    divergences, losses = [], []
-    for item in task:
-        ids = torch.tensor([item.chosen.prompt + item.chosen.answer])
-        start, answer = len(item.chosen.prompt), torch.tensor(item.chosen.answer)
-        with torch.no_grad():
-            theirs = tuned(ids).logits[0, start - 1 : -1].log_softmax(-1)
-        ours = functional_call(plain, weights, (ids,)).logits[0, start - 1 : -1].log_softmax(-1)
-        divergences.append((theirs.exp() * (theirs - ours)).sum(1))
-        losses.append(-ours.gather(1, answer[:, None]).mean())
-    divergence = torch.cat(divergences).mean()
     assert float(divergence) > 1e-3
     assert metrics["kl/task"] == pytest.approx(float(divergence), rel=1e-4)
-    wanted = torch.stack(losses).mean() + 0.7 * divergence
+    wanted = mean + 0.7 * divergence
     wanted.backward()
     assert float(loss) == pytest.approx(float(wanted), rel=1e-5)
     for key, value in values.values.items():
@@ -155,6 +160,32 @@ def test_task_divergence_over_full_weights(lab):
     with values.reading("ones"):
         same = made.loss(task)[1]["kl/task"]
     assert abs(same) < 1e-6
+
+
+def test_distillation_has_the_right_teacher_for_each_side(lab):
+    """(n_pairs KL(π_aligned ‖ π) + n_task KL(π_tuned ‖ π)) / n and its gradient; labels play no part."""
+    model, values, (vector,) = masked(lab, ("full",), "base", initial=0.5)
+    pairs, task = ([i for i in ITEMS if (i.side == "task") == side] for side in (False, True))
+    made = MaskTrainer(model, values, ITEMS, TrainSettings(loss="distill"), pad_id=1)
+    loss, metrics = made.loss([*task, *pairs])
+    loss.backward()
+
+    gradients = {key: torch.zeros_like(value) for key, value in values.values.items()}
+    total = 0.0
+    for name, few, teacher in (("pairs", pairs, lab.plain()), ("task", task, lab.plain("full"))):
+        divergence, _, phi = towards(lab, values, vector, few, teacher)
+        assert float(divergence) > 1e-3
+        assert metrics[f"kl/{name}"] == pytest.approx(float(divergence), rel=1e-4)
+        part = divergence * len(few) / len(ITEMS)
+        part.backward()
+        total += float(part)
+        gradients = {key: gradients[key] + value.grad for key, value in phi.items()}
+    assert float(loss) == pytest.approx(total, rel=1e-4)
+    for key, value in values.values.items():
+        torch.testing.assert_close(value.grad, gradients[key], rtol=1e-3, atol=1e-7)
+    for reading, name in (("zeros", "kl/pairs"), ("ones", "kl/task")):
+        with values.reading(reading):
+            assert abs(made.loss(ITEMS)[1][name]) < 1e-6
 
 
 def test_task_divergence_over_full_weights_keeps_the_task(lab):

@@ -247,8 +247,22 @@ def test_further_training(lab, tmp_path, loss):
         assert seen == [1, 2, 1]  # other settings, so trained
 
 
-def test_further_training_needs_one_adapter_and_a_directory(lab):
-    with pytest.raises(InputError, match="continues one tuned adapter"):
+def test_further_training_of_all_weights(lab, tmp_path):
+    """θ_k + s (θ' − θ_k) over every tensor, with θ' as it was written."""
+    of = learnable(lab, tmp_path / "work", tuned=("full",), aligned="base")
+    found = family("further_training", of, loss="sft", steps=2, batch_size=4, learning_rate=1e-2)
+    written = open_checkpoint(tmp_path / "work" / "further")
+    moved = 0
+    for name in of.names:
+        tuned = of.vectors[0].aligned(name) + of.vectors[0].delta(name)
+        torch.testing.assert_close(found.at(1.0)(name), written.read(name).float(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found.at(0.25)(name), 0.75 * tuned + 0.25 * written.read(name).float())
+        moved += not torch.equal(written.read(name).float(), tuned)
+    assert moved == len(of.names)
+
+
+def test_further_training_needs_one_model_and_a_directory(lab):
+    with pytest.raises(InputError, match="continues one tuned model"):
         family("further_training", learnable(lab, tuned=("tuned", "tuned2")))
     with pytest.raises(InputError, match="directory to work in"):
         family("further_training", learnable(lab))

@@ -1,4 +1,4 @@
-"""The two presets of SOMF: `paper` reproduces the published algorithm, `default` is what measured best here."""
+"""The presets of SOMF: `paper` reproduces the published algorithm, the others are this project's."""
 
 from __future__ import annotations
 
@@ -29,6 +29,16 @@ PRESETS: dict[str, MaskPreset] = {
         TrainSettings(steps=56, learning_rate=0.4, shares={"safety": 0.25, "harmless": 0.6, "task": 0.15}),
         "soft",
         answer_tokens=2,
+    ),
+    # From the models and not from labels, on the first tokens of the answers: with two of them a model learns to say
+    # "Sure." and to refuse after it.
+    "distill": MaskPreset(
+        MaskSettings(initial=1.5),
+        TrainSettings(
+            loss="distill", steps=56, learning_rate=0.4, shares={"safety": 0.25, "harmless": 0.6, "task": 0.15}
+        ),
+        "soft",
+        answer_tokens=6,
     ),
     # The published code: sampled and rescaled, a randomly masked reference that is redrawn at every step, safety pairs
     # alone; its soft export is the last step's draw, its binary export one Bernoulli draw.

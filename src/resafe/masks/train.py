@@ -18,7 +18,7 @@ from resafe.masks.batches import Batches, Item
 from resafe.masks.budget import LayerBudget, budget_of, hold_budget
 from resafe.masks.engine import EngineSettings, make_optimizer, step_alone
 from resafe.masks.fused import Kernels
-from resafe.masks.logits import MaskLogits, sharded, whole
+from resafe.masks.logits import MaskLogits, Reading, sharded, whole
 from resafe.masks.losses import (
     AVERAGED,
     SMOOTHED,
@@ -52,7 +52,9 @@ class TrainSettings:
     """How a mask is trained.
 
     Attributes:
-        loss: "sft" raises the chosen answers' likelihood; the others are preference losses on the pairs.
+        loss: "sft" raises the chosen answers' likelihood; "distill" lowers KL(π_aligned ‖ π) on the chosen answers of
+            pairs and KL(π_tuned ‖ π) on those of task examples, so that the mask learns what each model does there, its
+            doubts included, and not the labels; the others are preference losses on the pairs.
         steps: Optimiser steps.
         learning_rate: Peak learning rate of AdamW on the logits.
         warmup_steps: Linear warm-up, then cosine decay to zero.
@@ -285,13 +287,15 @@ class MaskTrainer:
         self.logits.refresh()
         if self.settings.loss == "sft":
             loss, metrics = self._sft(batch)
+        elif self.settings.loss == "distill":
+            loss, metrics = self._distill(batch)
         else:
             loss, metrics = self._preference(batch)
         if self.settings.removal_price > 0:
             loss = loss + self.settings.removal_price * self._removed_share()
         task = [item.chosen for item in batch if item.side == "task"]
         if self.settings.task_divergence > 0 and task:
-            divergence = self._divergence(task)
+            divergence = self._divergence(task, "ones")
             loss = loss + self.settings.task_divergence * divergence
             metrics["kl/task"] = float(divergence.detach())
         return loss, metrics
@@ -303,16 +307,30 @@ class MaskTrainer:
         own = share / world  # the gradients of shards are not averaged here, as those through the model are
         return self.processes.everywhere(share.detach()) + (own - own.detach())
 
-    def _divergence(self, task: Sequence[Encoded]) -> Tensor:
-        """KL(π_tuned ‖ π) a token of the task's answers."""
-        rows, counted = self.processes.rows(range(len(task)), [len(sequence) for sequence in task])
-        own = [task[row] for row in rows]
-        with torch.no_grad(), self.logits.reading("ones"):
-            tuned, _, _ = answer_logits(self.model, own, self.pad_id)
-        found = token_divergence(tuned, answer_logits(self.model, own, self.pad_id)[0])
+    def _distill(self, batch: Sequence[Item]) -> tuple[Tensor, dict[str, float]]:
+        """The divergence an item from the aligned model (pairs) and from the tuned one (task examples)."""
+        teachers: tuple[tuple[str, Reading, list[Encoded]], ...] = (
+            ("pairs", "zeros", [item.chosen for item in batch if item.side != "task"]),
+            ("task", "ones", [item.chosen for item in batch if item.side == "task"]),
+        )
+        parts, metrics = [], {}
+        for name, teacher, own in teachers:
+            if own:
+                divergence = self._divergence(own, teacher)
+                parts.append(divergence * (len(own) / len(batch)))
+                metrics[f"kl/{name}"] = float(divergence.detach())
+        return torch.stack(parts).sum(), metrics
+
+    def _divergence(self, sequences: Sequence[Encoded], teacher: Reading) -> Tensor:
+        """KL(π_teacher ‖ π) a token of the answers; the teacher is the tuned model (ones) or the aligned (zeros)."""
+        rows, counted = self.processes.rows(range(len(sequences)), [len(sequence) for sequence in sequences])
+        own = [sequences[row] for row in rows]
+        with torch.no_grad(), self.logits.reading(teacher):
+            right, _, _ = answer_logits(self.model, own, self.pad_id)
+        found = token_divergence(right, answer_logits(self.model, own, self.pad_id)[0])
         if self.processes.world == 1:
             return found
-        tokens, total = (sum(len(sequence.answer) for sequence in part) for part in (own, task))
+        tokens, total = (sum(len(sequence.answer) for sequence in part) for part in (own, sequences))
         return self.processes.everywhere(found * (tokens / total if counted else 0.0))
 
     def _sft(self, batch: Sequence[Item]) -> tuple[Tensor, dict[str, float]]:

@@ -1,18 +1,21 @@
-"""Further training of the tuned adapter on the same safety data: what a mask must beat to be more than a fine-tuner."""
+"""Further training of the tuned model on the same safety data: what a mask must beat to be more than a fine-tuner."""
 
 from __future__ import annotations
 
 import random
 from typing import Any, Literal
 
+import torch
 from safetensors.torch import load_file
 
+from resafe.checkpoints import Checkpoint, load_model, open_checkpoint
 from resafe.data.items import Pair
 from resafe.deltas import DifferenceVector
 from resafe.errors import InputError
 from resafe.provenance import digest_value
-from resafe.realign.base import Family, Problem, Realigned, realign_method
+from resafe.realign.base import Family, ModelSource, Problem, Realigned, realign_method
 from resafe.training import DpoSettings, SftSettings, train_dpo, train_sft
+from resafe.training.start import autocast_for
 
 
 @realign_method("further_training", title="Further training", source="control: SFT or DPO, no mask", trains=True)
@@ -26,34 +29,32 @@ def further_training(
     beta: float = 0.1,
     strengths: tuple[float, ...] = (0.5, 1.0),
 ) -> Family:
-    """θ_k + s (θ' − θ_k), where θ' is the tuned adapter trained on the safety and harmless pairs.
+    """θ_k + s (θ' − θ_k), where θ' is the tuned model, or adapter, trained on the safety and harmless pairs.
 
     Args:
-        problem: The realignment of one tuned adapter; needs pairs and a model.
+        problem: The realignment of one tuned model; needs pairs and a model.
         loss: "sft" on the chosen answers, or "dpo" on the pairs (sigmoid, reference: the tuned model).
         steps: Optimiser steps.
-        learning_rate: Peak learning rate of AdamW on the adapter.
+        learning_rate: Peak learning rate of AdamW on the adapter, or on all weights.
         batch_size: Examples or pairs a step.
         beta: β of DPO.
         strengths: Grid of s.
     """
     vector = problem.vectors[0]
-    if len(problem.vectors) != 1 or not isinstance(vector, DifferenceVector) or vector.tuned.kind != "adapter":
-        raise InputError("further_training continues one tuned adapter", "give one tuned model that is an adapter")
+    if len(problem.vectors) != 1 or not isinstance(vector, DifferenceVector):
+        raise InputError("further_training continues one tuned model", "give one, opened as a checkpoint")
     if problem.work is None:
         raise InputError("further_training needs a directory to work in", "call it through a recipe")
     source = problem.models()
-    from peft import PeftModel  # here: it takes seconds, and every method is imported to be listed
-
-    model: Any = PeftModel.from_pretrained(source.plain(), str(vector.tuned.downloaded()))
+    model, more = _started(source, vector.tuned)
     common: dict[str, Any] = {
         "steps": steps, "learning_rate": learning_rate, "batch_size": batch_size, "seed": problem.seed,
-        "warmup_steps": 4, "save_every": 20,
+        "warmup_steps": 4, "save_every": 20, **more,
     }  # fmt: skip
     out, system = problem.work / "further", source.system
     seen = [loss, common, beta, system, vector.tuned.digest, problem.pairs, problem.keep]
     identity, record = digest_value(seen), problem.work / "further.digest"
-    done = (out / "adapter_config.json").is_file() and record.is_file() and record.read_text() == identity
+    done = (out / "training.json").is_file() and record.is_file() and record.read_text() == identity
     if not done:
         if loss == "sft":
             train_sft(
@@ -66,16 +67,34 @@ def further_training(
                 settings=DpoSettings(**common, beta=beta), out=out, system=system, progress=problem.progress,
             )  # fmt: skip
         record.write_text(identity)
-    further = load_file(out / "adapter_model.safetensors")  # a relative base in its configuration holds elsewhere only
+    if vector.tuned.kind == "adapter":
+        read = load_file(out / "adapter_model.safetensors").__getitem__  # a relative base in its configuration moves
+    else:
+        read = open_checkpoint(out).read
 
     def at(strength: float) -> Realigned:
         def tensor(name: str) -> Any:
             tuned = vector.aligned(name) + vector.delta(name)
-            return tuned + strength * (further[name].float() - tuned)
+            return tuned + strength * (read(name).float() - tuned)
 
         return tensor
 
     return Family("share of the further step", tuple(strengths), at)
+
+
+def _started(source: ModelSource, tuned: Checkpoint) -> tuple[Any, dict[str, Any]]:
+    """The tuned model, ready to be trained further, and the settings that this needs.
+
+    An adapter is trained on the frozen model in the run's precision, all weights in float32.
+    """
+    plain = source.plain()
+    if tuned.kind == "adapter":
+        from peft import PeftModel  # here: it takes seconds, and every method is imported to be listed
+
+        return PeftModel.from_pretrained(plain, str(tuned.downloaded())), {}
+    first = next(plain.parameters())
+    autocast = autocast_for(first.device.type, "bfloat16" if first.dtype == torch.bfloat16 else "float32")
+    return load_model(tuned, dtype="float32", device=str(first.device)), {"autocast": autocast}
 
 
 def _sampled(problem: Problem, count: int) -> list[Pair]:

@@ -36,7 +36,7 @@ def _given(**changes: Any) -> dict[str, Any]:
 def somf(
     problem: Problem,
     *,
-    preset: Literal["default", "paper"] = "default",
+    preset: Literal["default", "distill", "paper"] = "default",
     granularity: Granularity | None = None,
     sampling: Sampling | None = None,
     temperature: float | None = None,
@@ -81,13 +81,14 @@ def somf(
 
     Args:
         problem: The realignment; needs pairs and a model unless `mask` is given.
-        preset: "default" or "paper".
+        preset: "default", "distill" (from the models, not from labels) or "paper".
         granularity: What shares one logit.
         sampling: How training forms the mask.
         temperature: T of the relaxed draw.
         rescale: Division of the mask by its mean, or scaling of the masked task vectors to their norms.
         initial: φ₀.
-        loss: "sft" or a preference loss by TRL's name.
+        loss: "sft", "distill" (from the aligned model on pairs, from the tuned ones on task examples), or a preference
+            loss by TRL's name.
         steps: Optimiser steps.
         learning_rate: Peak learning rate of the logits.
         batch_size: Items a step.

@@ -56,7 +56,7 @@ def realign(context: Context, name: str, aligned: Stage, tuned: dict[str, Stage]
         "part": part.model_dump(mode="json", exclude={"title", "kind", *(() if part.frontier else ("frontier",))}),
         # A default that changes with the code changes the result as much as a setting in the recipe does.
         "defaults": [[p.name, repr(p.default)] for p in method.parameters if p.name not in method.traits["later"]],
-        "presets": {key: described(preset) for key, preset in PRESETS.items()} if method.traits["makes_mask"] else {},
+        "presets": _presets(part) if method.traits["makes_mask"] else {},
         "aligned": aligned.digest,
         "tuned": [tuned[task].digest for task in part.tuned],
         "other": other.digest if other else None,
@@ -69,6 +69,11 @@ def realign(context: Context, name: str, aligned: Stage, tuned: dict[str, Stage]
     if named := [part.settings[role] for role in ("base", "unaligned") if part.settings.get(role)]:
         depends["named"] = [open_checkpoint(reference).digest for reference in named]
     return context.run.stage(f"realign-{name}", depends, work)
+
+
+def _presets(part: RealignPart) -> dict[str, Any]:
+    """What the entry's preset stands for; the first two are always there, as stages were digested with both."""
+    return {key: described(PRESETS[key]) for key in ("default", "paper", part.settings.get("preset", "default"))}
 
 
 def member_path(stage: Path, strength: float) -> Path:
