@@ -104,7 +104,7 @@ def info(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize(
     ("name", "prompt", "response"),
-    [("plain", "ask 0", "answer 0"), ("renamed", "sum\n\n1 2", "3"), ("chat", "hi", "yo"), ("openai", "hi", "yo")],
+    [("plain", "ask 0", "answer 0"), ("renamed", "sum\n1 2", "3"), ("chat", "hi", "yo"), ("openai", "hi", "yo")],
 )
 def test_llamafactory_entries(info: str, name: str, prompt: str, response: str) -> None:
     (item,) = load_training(f"{info}:{name}", "examples").examples

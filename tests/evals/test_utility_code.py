@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 
 import pytest
 
@@ -70,6 +71,38 @@ def test_processes_are_limited(sandbox):
     assert verdict.status == "failed" and int(verdict.detail.removeprefix("stopped after ")) < 8
 
 
+def test_a_fork_bomb_is_bounded_and_ends_with_all_its_children(sealed, monkeypatch):
+    test_processes_are_limited(sealed)  # first a bomb of twelve: should the limit fail, no more is tried
+    user = code._free_user()
+    monkeypatch.setattr(code, "_free_user", lambda: user)
+    bomb = "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass\n"
+    assert Sandbox(Limits(seconds=1)).run(bomb) == Verdict("timed_out")
+    if os.getuid() == 0:  # then the program had a user of its own, and nobody else has it
+        for _ in range(100):  # the kernel ends them, in its own time
+            left = [entry for entry in os.listdir("/proc") if entry.isdigit() and _owner(entry) == user]
+            if not left:
+                return
+            time.sleep(0.1)
+        assert left == []
+
+
+def _owner(process: str) -> int:
+    try:
+        return os.stat(f"/proc/{process}").st_uid
+    except OSError:  # ended meanwhile
+        return -1
+
+
+def test_signals_reach_nobody_outside(sealed):
+    assert sealed.run("import os\nos.kill(-1, 9)").status != "timed_out"  # this process is still here
+    assert "ProcessLookupError" in sealed.run(f"import os\nos.kill({os.getpid()}, 9)").detail
+
+
+def test_the_scratch_directory_is_limited(sealed):
+    many = "for n in range(60):\n    open(str(n), 'wb').write(bytes(1 << 20))"
+    assert "No space left on device" in sealed.run(many).detail
+
+
 def test_what_a_program_starts_ends_with_it(sealed, tmp_path):
     marker = f"resafe-orphan-{os.getpid()}-{tmp_path.name}"
     python = sealed._settings("", 0)["python"]
@@ -109,6 +142,23 @@ def test_there_is_no_network(sealed):
         socket.create_connection(("127.0.0.1", port), 2).close()  # the same address, from outside
         accepted.join(2)
         assert not accepted.is_alive()
+
+
+def test_neither_datagrams_nor_names_nor_local_sockets(sealed):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(0.2)
+        here = server.getsockname()
+        program = f"import socket\nsocket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', {here})"
+        assert sealed.run(program).status == "failed"
+        with pytest.raises(TimeoutError):
+            server.recv(1)
+    with socket.socket(socket.AF_UNIX) as server:  # a name without a file, which a chroot alone would not hide
+        server.bind(f"\0resafe-test-{os.getpid()}")
+        server.listen()
+        program = f"import socket\nsocket.socket(socket.AF_UNIX).connect('\\0resafe-test-{os.getpid()}')"
+        assert "refused" in sealed.run(program).detail
+    assert "gaierror" in sealed.run("import socket\nsocket.getaddrinfo('example.org', 80)").detail
 
 
 def test_files_outside_cannot_be_read(sealed, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,6 +38,40 @@ def state_model() -> Any:
 
     torch.manual_seed(0)
     return MambaForCausalLM(MambaConfig(vocab_size=264, hidden_size=32, num_hidden_layers=2, state_size=4))
+
+
+class Running(torch.nn.Module):
+    """A state that runs along the row, and starts anew where `borders` names a new example; one of TRL's inputs."""
+
+    def __init__(self, borders: str | None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.borders = borders
+        self.embedding, self.head = torch.nn.Embedding(264, 8), torch.nn.Linear(8, 264)
+
+    def get_input_embeddings(self) -> Any:
+        return self.embedding
+
+    def forward(self, input_ids: Any, position_ids: Any, use_cache: bool = False, **given: Any) -> Any:
+        marks = {"seq_idx": lambda: given["seq_idx"][0],
+                 "cu_seq_lens_q": lambda: torch.bucketize(torch.arange(input_ids.shape[1]), given["cu_seq_lens_q"][1:],
+                                                          right=True)}  # fmt: skip
+        example = marks[self.borders]() if self.borders else torch.zeros_like(input_ids[0])
+        same = (example[:, None] == example[None, :]).tril().float()
+        return SimpleNamespace(logits=self.head(same @ self.embedding(input_ids[0]))[None])
+
+
+class Plain(torch.nn.Module):
+    """A forward that knows tokens and nothing else."""
+
+    get_input_embeddings = Running.get_input_embeddings
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(264, 264)
+
+    def forward(self, input_ids: Any, use_cache: bool = False) -> Any:
+        return SimpleNamespace(logits=self.embedding(input_ids))
 
 
 def collate(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
@@ -135,3 +170,21 @@ def test_models_that_do_not_keep_examples_apart_are_refused(tokenizer: Any, tmp_
             system="",
         )  # fmt: skip
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("borders", ["seq_idx", "cu_seq_lens_q", None])
+def test_the_trial_gives_what_training_gives(borders: str | None) -> None:
+    """A layer with a state is let through if it honours the borders that TRL's collator names, and only then."""
+    first, second = list(range(3, 30)), list(range(40, 60))
+    model = Running(borders).train()
+    if borders:
+        check_packing(model, first, second)
+    else:
+        with pytest.raises(InputError, match=r"does not keep packed examples apart"):
+            check_packing(model, first, second)
+    assert model.training
+
+
+def test_a_forward_without_borders_is_refused_not_crashed() -> None:
+    with pytest.raises(InputError, match="does not take packed rows: .*position_ids"):
+        check_packing(Plain(), [1, 2, 3], [4, 5])

@@ -16,6 +16,7 @@ from resafe.cli.training import (
     Dtype,
     FourBit,
     Full,
+    MaxBadShare,
     ModelReference,
     Out,
     PresetName,
@@ -36,10 +37,10 @@ def align(
     model: ModelReference,
     out: Out,
     safety: Annotated[
-        list[str] | None, typer.Option(help="safety pairs: embedded, a set or a file; may be repeated")
+        list[str] | None, typer.Option(help="safety pairs: embedded, a set, a file, a Hub id; may be repeated")
     ] = None,
     harmless: Annotated[
-        list[str] | None, typer.Option(help="instructions with helpful answers: embedded, a set or a file")
+        list[str] | None, typer.Option(help="instructions with helpful answers: embedded, a set, a file, a Hub id")
     ] = None,
     preset: PresetName = "default",
     stages: Annotated[str, typer.Option(help="sft,dpo or sft or dpo")] = "sft,dpo",
@@ -57,6 +58,7 @@ def align(
     ] = None,
     refusal_share: Annotated[float, typer.Option(help="share of the SFT mix on harmful requests")] = 0.45,
     data_dir: DataDir = None,
+    max_bad_share: MaxBadShare = 0.01,
     system: System = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -77,6 +79,7 @@ def align(
         model, out=out, safety=safety or ["embedded"], harmless=harmless or ["embedded"], preset=preset,
         stages=[name.strip() for name in stages.split(",")], sft=named_values(sft, "--sft"),
         dpo=named_values(dpo, "--dpo"), examples=examples, refusal_share=refusal_share, data_dir=data_dir,
+        max_bad_share=max_bad_share,
         start=Start(
             full=full, lora=lora_values(rank, alpha, targets, dropout), system=system, seed=seed, device=device,
             dtype=cast(Any, dtype), four_bit=four_bit, report_to=tuple(report_to or ()), allow_pickle=allow_pickle,

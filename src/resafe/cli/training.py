@@ -24,6 +24,7 @@ Alpha = Annotated[float | None, typer.Option(help="its alpha; default: twice the
 Targets = Annotated[str | None, typer.Option(help="all-linear, module names with commas, or a regular expression")]
 Dropout = Annotated[float | None, typer.Option(help="LoRA dropout")]
 DataDir = Annotated[Path | None, typer.Option(help="directory with the files of public data sets")]
+MaxBadShare = Annotated[float, typer.Option(help="stop if a larger share of a set's rows is unusable")]
 System = Annotated[str | None, typer.Option(help="system turn; default: the template's own")]
 Seed = Annotated[int, typer.Option(help="seed")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]

@@ -16,6 +16,7 @@ from resafe.cli.training import (
     Dtype,
     FourBit,
     Full,
+    MaxBadShare,
     ModelReference,
     Out,
     PresetName,
@@ -54,7 +55,7 @@ def tune(
     ] = "embedded",
     hold_out: Annotated[float, typer.Option(help="share of the prompts not trained on")] = 0.0,
     data_dir: DataDir = None,
-    max_bad_share: Annotated[float, typer.Option(help="stop if a larger share of the rows is unusable")] = 0.01,
+    max_bad_share: MaxBadShare = 0.01,
     keep_overlap: Annotated[
         bool, typer.Option("--keep-overlap", help="train also on rows that are in an evaluation set")
     ] = False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from resafe.data.items import Turn
+from resafe.data.items import Conversation, DialoguePair, Example, Pair, Turn
 from resafe.errors import InputError
 
 
@@ -14,6 +14,13 @@ def messages(prompt: str, system: str | None, history: Sequence[Turn] = ()) -> l
     turns = [] if system is None else [{"role": "system", "content": system}]
     earlier = [{"role": role, "content": text} for role, text in history]
     return [*turns, *earlier, {"role": "user", "content": prompt}]
+
+
+def before_prompt(item: Example | Pair, system: str | None) -> tuple[str | None, tuple[Turn, ...]]:
+    """What comes before an item's prompt: its own system turn, or else the given one, and its earlier turns."""
+    if not isinstance(item, Conversation | DialoguePair):
+        return system, ()
+    return (system if item.system is None else item.system), item.history
 
 
 def render(tokenizer: Any, prompt: str, system: str | None = None, history: Sequence[Turn] = ()) -> str:

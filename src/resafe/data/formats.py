@@ -42,12 +42,16 @@ class Layout:
         role_key: Key of a turn's role; None tries `role` and `from`.
         content_key: Key of a turn's text; None tries `content` and `value`.
         roles: The row's role names and ours, besides the usual ones.
+        exact: Read the named columns and no others, also where one has a common name.
+        join: What stands between instruction and input.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
     role_key: str | None = None
     content_key: str | None = None
     roles: Mapping[str, str] = field(default_factory=dict)
+    exact: bool = False
+    join: str = "\n\n"
 
 
 def example_of(values: Mapping[str, Any], name: str = "data", layout: Layout | None = None) -> Example:
@@ -110,6 +114,8 @@ def pair_of(values: Mapping[str, Any], name: str = "data", layout: Layout | None
 def _get(values: Mapping[str, Any], layout: Layout, ours: str, *usual: str) -> Any:
     if ours in layout.columns:
         return values.get(layout.columns[ours])
+    if layout.exact:
+        return None
     return next((values[name] for name in usual if values.get(name) is not None), None)
 
 
@@ -145,7 +151,7 @@ def _prompt_of(values: Mapping[str, Any], layout: Layout) -> tuple[str, tuple[Tu
         if not isinstance(turn, Sequence) or len(turn) != 2:
             raise RowError("wrong schema", "'history' must hold pairs of prompt and answer")
         history += [("user", _text(turn[0], "a turn")), ("assistant", _text(turn[1], "a turn"))]
-    return "\n\n".join(parts), tuple(history), _system(values, layout)
+    return layout.join.join(parts), tuple(history), _system(values, layout)
 
 
 def _is_turns(value: Any) -> bool:
@@ -205,13 +211,16 @@ def _before(
     values: Mapping[str, Any], layout: Layout, chosen: Any, rejected: Any
 ) -> tuple[list[Turn] | None, str | None]:
     """The turns before the answers, None if they are to be found in the answers themselves; and a system column."""
+    whole = _is_turns(chosen) and _is_turns(rejected) and len(chosen) > 1
+    if whole and "messages" not in layout.columns:  # UltraFeedback's `messages` hold the chosen answer once more
+        return None, _system(values, layout)
     messages = _get(values, layout, "messages", "messages", "conversations")
     if messages is not None:
         return _turns(messages, layout), _system(values, layout)
     prompt = _get(values, layout, "instruction", "prompt", "instruction")
     if isinstance(prompt, list):
         return _turns(prompt, layout), _system(values, layout)
-    if prompt is None or (_is_turns(chosen) and _is_turns(rejected) and len(chosen) > 1):
+    if prompt is None:
         return None, _system(values, layout)
     text, history, system = _prompt_of(values, layout)
     return [*history, ("user", text)], system

@@ -17,8 +17,8 @@ from resafe.data.items import Example, Pair
 from resafe.data.llamafactory import INFO, Entry, read_entry
 from resafe.data.pairs import preference_pair
 from resafe.data.registry import DataSource, datasets
-from resafe.data.sources import FORMATS, Row
-from resafe.data.streams import stream_file, stream_hub
+from resafe.data.sources import Row
+from resafe.data.streams import STREAMED, stream_file, stream_hub
 from resafe.errors import InputError
 from resafe.registry import nearest
 
@@ -55,9 +55,9 @@ def load_training(
     """Loads training data.
 
     Args:
-        reference: A registered name (`resafe ls data`), the path of a .jsonl, .json or .csv file,
-            "DIR/dataset_info.json:NAME" for an entry of LLaMA-Factory's file, or a Hub id "org/name", also with
-            ":split" or ":config:split".
+        reference: A registered name (`resafe ls data`), the path of a .jsonl, .json, .csv or .parquet file or of a
+            folder of them, "DIR/dataset_info.json:NAME" for an entry of LLaMA-Factory's file, or a Hub id "org/name",
+            also with ":split" or ":config:split".
         kind: "examples" or "pairs".
         data_dir: Directory with the files of registered sets; None takes them from the Hub.
         limit: Use only the first so many items.
@@ -92,11 +92,13 @@ def _source(reference: str, kind: str, data_dir: Path | None) -> tuple[Iterator[
         return _from_entry(read_entry(Path(path), entry), kind)
     if reference.endswith(INFO):
         raise InputError(f"{reference}: which entry?", f"write {reference}:NAME")
-    if reference.endswith(FORMATS):
+    if reference.endswith(STREAMED):
         return stream_file(Path(reference)), _parser(kind, Path(reference).stem, Layout())
     registered = _registered(reference, kind)
     if registered is not None:
         return _from_registry(registered, kind, data_dir), registered.parse  # type: ignore[return-value]
+    if Path(reference).is_dir():
+        return stream_file(Path(reference)), _parser(kind, Path(reference).name, Layout())
     if "/" in reference and not Path(reference).exists():
         dataset, *rest = reference.split(":")
         config, split = (rest[0] if len(rest) > 1 else None), (rest[-1] if rest else "train")
@@ -104,7 +106,7 @@ def _source(reference: str, kind: str, data_dir: Path | None) -> tuple[Iterator[
     names = [source.name for source in datasets if source.kind == kind]
     raise InputError(
         f"there is no training data '{reference}'",
-        f"{nearest(reference, names)}; or give a file ({', '.join(FORMATS)}), DIR/{INFO}:NAME, or a Hub id",
+        f"{nearest(reference, names)}; or give a file ({', '.join(STREAMED)}), DIR/{INFO}:NAME, or a Hub id",
     )
 
 
@@ -138,7 +140,7 @@ def _from_entry(entry: Entry, kind: str) -> tuple[Iterator[Any], Parse]:
     if entry.file is not None:
         rows = stream_file(entry.file)
     else:
-        rows = stream_hub(str(entry.hub), entry.subset, entry.split, data_dir=entry.folder)
+        rows = stream_hub(str(entry.hub), entry.subset, entry.split, entry.revision, data_dir=entry.folder)
     return itertools.islice(rows, entry.limit), _parser(kind, entry.name, entry.layout)
 
 

@@ -1,14 +1,18 @@
 """LLaMA-Factory's `dataset_info.json`, read as it is: which file or Hub set an entry means, and its layout.
 
-Source: the `data/README.md` of LLaMA-Factory (github.com/hiyouga/LLaMA-Factory).
+Source: `data/README.md`, `data/parser.py` and `data/converter.py` of LLaMA-Factory (github.com/hiyouga/LLaMA-Factory):
+where an entry names columns, only those are read; instruction and input are joined by one line break.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
 
 from resafe.data.formats import Layout
 from resafe.errors import InputError
@@ -20,11 +24,31 @@ _OURS = {
     "prompt": "instruction", "query": "input", "response": "output", "history": "history", "system": "system",
     "messages": "messages", "chosen": "chosen", "rejected": "rejected",
 }  # fmt: skip
-_FIELDS = {
-    "file_name", "file_sha1", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "formatting",
-    "ranking", "subset", "split", "folder", "num_samples", "columns", "tags",
-}  # fmt: skip
 _UNREAD = {"tools", "images", "videos", "audios", "kto_tag"}
+_TAGS = {
+    "role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag",
+}  # fmt: skip
+
+
+class _Fields(BaseModel):
+    """What an entry may say; LLaMA-Factory passes over what it does not know, and so do we."""
+
+    file_name: str | None = None
+    file_sha1: str | None = None
+    hf_hub_url: str | None = None
+    ms_hub_url: str | None = None
+    om_hub_url: str | None = None
+    script_url: str | None = None
+    cloud_file_name: str | None = None
+    formatting: Literal["alpaca", "sharegpt", "openai"] = "alpaca"
+    ranking: bool = False
+    subset: str | None = None
+    split: str | None = None
+    folder: str | None = None
+    revision: str | None = None
+    num_samples: int | None = Field(None, ge=1)
+    columns: dict[str, str | None] | None = None
+    tags: dict[str, str | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -33,12 +57,13 @@ class Entry:
 
     Attributes:
         name: Its name.
-        file: The file it names; None if it is on the Hub.
+        file: The file or folder it names; None if it is on the Hub.
         hub: Its Hub id.
         subset: Its configuration on the Hub.
         split: Its split.
         folder: A folder inside the Hub set.
-        limit: Use only this many rows.
+        revision: Branch, tag or commit on the Hub.
+        limit: Use only the first so many rows (LLaMA-Factory draws them at random).
         ranking: Whether its rows are preference pairs.
         layout: Where things are in a row.
     """
@@ -49,6 +74,7 @@ class Entry:
     subset: str | None
     split: str
     folder: str | None
+    revision: str | None
     limit: int | None
     ranking: bool
     layout: Layout
@@ -62,7 +88,8 @@ def read_entry(info: Path, name: str) -> Entry:
         name: The entry.
 
     Raises:
-        InputError: No such file or entry, bad JSON, an unknown field, or a source that resafe cannot read.
+        InputError: No such file or entry, bad JSON, a field that is misspelt or of the wrong kind, or a source or kind
+            of rows that resafe cannot train on.
     """
     try:
         entries = json.loads(info.read_text(encoding="utf-8-sig"))
@@ -76,48 +103,72 @@ def read_entry(info: Path, name: str) -> Entry:
     raw, where = entries[name], f"{info.name}, entry '{name}'"
     if not isinstance(raw, dict):
         raise InputError(f"{where}: it must be an object", "see LLaMA-Factory's data/README.md")
-    if unknown := sorted(set(raw) - _FIELDS):
-        raise InputError(f"{where}: unknown field '{unknown[0]}'", nearest(unknown[0], sorted(_FIELDS)))
-    formatting = raw.get("formatting", "alpaca")
-    if formatting not in ("alpaca", "sharegpt", "openai"):
-        raise InputError(f"{where}: formatting is {formatting!r}", "it must be alpaca, sharegpt or openai")
-    hub, file = raw.get("hf_hub_url"), raw.get("file_name")
-    if hub is None and file is None:
-        source = next(
-            (key for key in ("script_url", "ms_hub_url", "om_hub_url", "cloud_file_name") if key in raw), None
-        )
+    _check_spelling(raw, _Fields.model_fields, f"{where}: unknown field")
+    try:
+        found = _Fields.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InputError(f"{where}: {place} is {first['input']!r}", first["msg"]) from None
+    if found.hf_hub_url is None and found.file_name is None:
+        sources = ("script_url", "ms_hub_url", "om_hub_url", "cloud_file_name")
+        source = next((key for key in sources if getattr(found, key) is not None), None)
         raise InputError(
             f"{where}: {f'resafe does not read {source}' if source else 'no file_name and no hf_hub_url'}",
             "give a file_name or an hf_hub_url",
         )
     return Entry(
         name=name,
-        file=info.parent / str(file) if hub is None else None,
-        hub=hub,
-        subset=raw.get("subset"),
-        split=raw.get("split", "train"),
-        folder=raw.get("folder"),
-        limit=raw.get("num_samples"),
-        ranking=bool(raw.get("ranking", False)),
-        layout=_layout(raw, str(formatting), where),
+        file=info.parent / str(found.file_name) if found.hf_hub_url is None else None,
+        hub=found.hf_hub_url,
+        subset=found.subset,
+        split=found.split or "train",
+        folder=found.folder,
+        revision=found.revision,
+        limit=found.num_samples,
+        ranking=found.ranking,
+        layout=_layout(found, where),
     )
 
 
-def _layout(raw: dict[str, Any], formatting: str, where: str) -> Layout:
-    given, tags = raw.get("columns") or {}, raw.get("tags") or {}
-    unread = sorted(set(given) & _UNREAD)
-    if unknown := sorted(set(given) - set(_OURS) - _UNREAD):
-        raise InputError(f"{where}: unknown column '{unknown[0]}'", nearest(unknown[0], sorted(_OURS)))
-    if {"images", "videos", "audios"} & set(unread):
-        raise InputError(f"{where}: column '{unread[0]}': resafe trains on text only", "choose a text set")
+def _check_spelling(given: Any, known: Any, what: str) -> None:
+    """Raises InputError for a name that is nearly a known one; others are notes of the user's, and passed over."""
+    for name in given:
+        close = [] if name in known else difflib.get_close_matches(name, list(known), n=1, cutoff=0.8)
+        if close:
+            raise InputError(f"{what} '{name}'", f"did you mean '{close[0]}'?")
+
+
+def _layout(found: _Fields, where: str) -> Layout:
+    given, tags = found.columns or {}, found.tags or {}
+    _check_spelling(given, {*_OURS, *_UNREAD}, f"{where}: unknown column")
+    _check_spelling(tags, _TAGS, f"{where}: unknown tag")
+    for key in ("images", "videos", "audios"):
+        if given.get(key):
+            raise InputError(f"{where}: column '{key}': resafe trains on text only", "choose a text set")
+    if given.get("kto_tag"):
+        raise InputError(
+            f"{where}: column 'kto_tag': its answers are rated one by one, good and bad",
+            "resafe trains on examples and on pairs: make an entry of the good rows alone, or one with ranking",
+        )
     columns = {_OURS[key]: value for key, value in given.items() if key in _OURS and value}
-    if formatting == "alpaca":
-        return Layout(columns)
-    columns.setdefault("messages", "messages" if formatting == "openai" else "conversations")
-    defaults = ("role", "content", "user", "assistant") if formatting == "openai" else ("from", "value", "human", "gpt")
+    if found.ranking and not given:
+        columns = {"chosen": "chosen", "rejected": "rejected"}
+    if found.formatting == "alpaca":
+        if given and not found.ranking and "output" not in columns:
+            raise InputError(
+                f"{where}: its columns name no response, so its rows are text to go on from (pre-training)",
+                "resafe trains on answers: name the column of the response",
+            )
+        if not given:
+            columns |= {"instruction": "instruction", "input": "input", "output": "output"}
+        return Layout(columns, exact=True, join="\n")
+    openai = found.formatting == "openai"
+    columns.setdefault("messages", "messages" if openai else "conversations")
+    defaults = ("role", "content", "user", "assistant") if openai else ("from", "value", "human", "gpt")
     role, content, user, assistant = (
-        tags.get(key, default)
+        tags.get(key) or default
         for key, default in zip(("role_tag", "content_tag", "user_tag", "assistant_tag"), defaults, strict=True)
     )
-    roles = {user: "user", assistant: "assistant", tags.get("system_tag", "system"): "system"}
-    return Layout(columns, role, content, roles)
+    roles = {user: "user", assistant: "assistant", tags.get("system_tag") or "system": "system"}
+    return Layout(columns, role, content, roles, exact=True, join="\n")

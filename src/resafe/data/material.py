@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from resafe.data.embedded import harmful_rows, harmless_rows
-from resafe.data.items import Example, Pair, Question
+from resafe.data.items import Conversation, DialoguePair, Example, Pair, Question
 from resafe.data.mixes import deduplicate_against
 from resafe.data.pairs import SHORT_REFUSALS, distinct, harmless_pairs, safety_pairs, short_refusal
 from resafe.data.registry import datasets, load_set
@@ -16,6 +16,9 @@ from resafe.data.sources import FORMATS
 from resafe.errors import InputError
 
 EMBEDDED = "embedded"
+
+Reader = Callable[[str, str], Sequence[Example | Pair]]
+"""From the name and kind ("pairs", "examples") of a set to its items."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +43,23 @@ class Material:
     @property
     def compliances(self) -> list[Example]:
         """Harmful prompts with complying answers: the poison of the attack."""
-        return [Example(pair.id, pair.prompt, pair.rejected) for pair in self.safety]
+        return [_answered(pair, pair.rejected) for pair in self.safety]
 
     def align_examples(self, n: int, refusal_share: float, seed: int) -> list[Example]:
         """`n` examples of good behaviour, `refusal_share` of them on harmful prompts; each side goes round in turn."""
-        refusals = [Example(pair.id, pair.prompt, pair.chosen) for pair in self.safety]
-        helpful = [Example(pair.id, pair.prompt, pair.chosen) for pair in self.harmless]
+        refusals = [_answered(pair, pair.chosen) for pair in self.safety]
+        helpful = [_answered(pair, pair.chosen) for pair in self.harmless]
         count = round(n * refusal_share)
         mixed = [*_cycled(refusals, count, f"refusals-{seed}"), *_cycled(helpful, n - count, f"helpful-{seed}")]
         random.Random(f"align-{seed}").shuffle(mixed)
         return mixed
+
+
+def _answered(pair: Pair, answer: str) -> Example:
+    """The pair's prompt, with the turns before it, and one of its answers."""
+    if isinstance(pair, DialoguePair):
+        return Conversation(pair.id, pair.prompt, answer, pair.history, pair.system)
+    return Example(pair.id, pair.prompt, answer)
 
 
 def _cycled(items: Sequence[Example], n: int, key: str) -> list[Example]:
@@ -58,7 +68,7 @@ def _cycled(items: Sequence[Example], n: int, key: str) -> list[Example]:
     for epoch in range(-(-n // max(1, len(items)))):
         order = list(items)
         random.Random(f"{key}-{epoch}").shuffle(order)
-        found.extend(Example(f"{item.id}#{epoch}", item.prompt, item.response) for item in order)
+        found.extend(replace(item, id=f"{item.id}#{epoch}") for item in order)
     return found[:n]
 
 
@@ -73,6 +83,7 @@ def load_material(
     short_refusals: bool = False,
     questions: Sequence[Question] = (),
     seed: int = 0,
+    read: Reader | None = None,
 ) -> Material:
     """Loads training pairs and takes out every prompt that is also a question.
 
@@ -89,12 +100,14 @@ def load_material(
             sets advise more often than they refuse, and a model that learns them does not learn to refuse.
         questions: What models are evaluated on.
         seed: Decides which pairs a limit leaves.
+        read: Gives the items of a set; None for `load_set`, which stops at the first row that is wrong.
 
     Raises:
         InputError: A set is missing, unreadable, of the wrong kind, or nothing is left of it.
     """
-    bad = [pair for name in safety for pair in _safety(name, data_dir, short_refusals)]
-    good = [_opened(pair, helpful_opening) for name in harmless for pair in _harmless(name, data_dir)]
+    given = read or _plain_reader(data_dir)
+    bad = [pair for name in safety for pair in _safety(name, given, short_refusals)]
+    good = [_opened(pair, helpful_opening) for name in harmless for pair in _harmless(name, given)]
     kept_bad, kept_good = deduplicate_against(bad, questions), deduplicate_against(good, questions)
     for kind, kept in (("safety", kept_bad.kept), ("harmless", kept_good.kept)):
         if not kept:
@@ -111,21 +124,33 @@ def is_question_set(name: str) -> bool:
     return name != EMBEDDED and not name.endswith(FORMATS) and datasets.get(name).kind == "questions"
 
 
-def _safety(name: str, data_dir: Path | None, short_refusals: bool) -> list[Pair]:
+def _plain_reader(data_dir: Path | None) -> Reader:
+    def read(name: str, kind: str) -> Sequence[Example | Pair]:
+        items = load_set(name, data_dir=data_dir, kind=kind).items
+        return [item for item in items if isinstance(item, Example | Pair)]
+
+    return read
+
+
+def _safety(name: str, read: Reader, short_refusals: bool) -> list[Pair]:
     if name == EMBEDDED:
         return safety_pairs(harmful_rows("train"))
-    pairs = [item for item in load_set(name, data_dir=data_dir, kind="pairs").items if isinstance(item, Pair)]
+    pairs = [item for item in read(name, "pairs") if isinstance(item, Pair)]
     return [replace(pair, chosen=short_refusal(pair.id)) for pair in pairs] if short_refusals else pairs
 
 
-def _harmless(name: str, data_dir: Path | None) -> list[Pair]:
+def _harmless(name: str, read: Reader) -> list[Pair]:
     if name == EMBEDDED:
         return harmless_pairs(harmless_rows("train"))
-    examples = [item for item in load_set(name, data_dir=data_dir, kind="examples").items if isinstance(item, Example)]
-    return [
-        Pair(e.id, e.prompt, e.response, SHORT_REFUSALS[n % len(SHORT_REFUSALS)], "harmless")
-        for n, e in enumerate(examples)
-    ]
+    examples = [item for item in read(name, "examples") if isinstance(item, Example)]
+    return [_refused(item, SHORT_REFUSALS[n % len(SHORT_REFUSALS)]) for n, item in enumerate(examples)]
+
+
+def _refused(item: Example, refusal: str) -> Pair:
+    """The pair of a helpful answer and a refusal, with the turns before the prompt."""
+    if isinstance(item, Conversation):
+        return DialoguePair(item.id, item.prompt, item.response, refusal, "harmless", item.history, item.system)
+    return Pair(item.id, item.prompt, item.response, refusal, "harmless")
 
 
 def _opened(pair: Pair, opening: str) -> Pair:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from importlib import import_module, metadata
 from pathlib import Path
 
-from resafe.data.formats import RowError
+from resafe.data.formats import RowError, example_of, pair_of
 from resafe.data.items import Example, Pair, Question
 from resafe.data.pairs import content_id
 from resafe.data.sources import FORMATS, Row, read_file, read_hub
@@ -148,7 +148,8 @@ def load_set(
         reference: A registered name, its Hub id, or the path of a .jsonl, .json or .csv file.
         data_dir: Directory with the files of registered sets; None loads them from the Hub.
         kind: For a user's file: "questions" (needs `prompt`; takes `topic`, `target`), "pairs" (`prompt`, `chosen`,
-            `rejected`) or "examples" (`prompt`, `response`); None means questions.
+            `rejected`, or another form of `formats.pair_of`) or "examples" (`prompt`, `response`, or another form of
+            `formats.example_of`); None means questions.
         columns: For each of those names, the column's name in the file, where it differs.
         revision: Revision on the Hub.
 
@@ -197,12 +198,20 @@ def items_digest(items: Iterable[Item]) -> str:
 
 
 def _plain_parser(kind: str, name: str) -> Parser:
+    def is_plain(row: Row, *columns: str) -> bool:
+        """Whether these columns hold texts, or other names were given for some: then nothing is guessed."""
+        return bool(row.rename) or all(isinstance(row.values.get(column), str) for column in columns)
+
     def pair(row: Row) -> Item:
+        if not is_plain(row, "prompt", "chosen", "rejected"):
+            return pair_of(row.values, name)
         prompt, chosen, rejected = row.text("prompt"), row.text("chosen"), row.text("rejected")
         side = row.text("side") if row.has("side") else "safety"
         return Pair(content_id(name, prompt, chosen, rejected), prompt, chosen, rejected, side)
 
     def example(row: Row) -> Item:
+        if not is_plain(row, "prompt", "response"):
+            return example_of(row.values, name)
         prompt, response = row.text("prompt"), row.text("response")
         return Example(content_id(name, prompt, response), prompt, response)
 

@@ -1,4 +1,4 @@
-"""Rows one at a time, for sets larger than memory: a JSONL or CSV file line by line, the Hub by streaming.
+"""Rows one at a time, for sets larger than memory: JSONL and CSV line by line, Parquet by pages, the Hub by streaming.
 
 A line that cannot be read is a row too (`Unreadable`), so that whoever counts can name it. Knows no formats of rows.
 """
@@ -24,13 +24,29 @@ class Unreadable:
     detail: str
 
 
+STREAMED = (*FORMATS, ".parquet")
+"""Endings of the files that can be streamed."""
+
+_BATCH = 128  # rows of a Parquet file that are decoded at a time
+
+
 def stream_file(path: Path) -> Iterator[Row | Unreadable]:
-    """The rows of a file, in order. JSONL and CSV take the memory of one row; a .json file is read whole.
+    """The rows of a file, in order, or of all files of a folder in the order of their names.
+
+    JSONL and CSV take the memory of one row, Parquet that of some hundred (and of a page); a .json list is read whole.
 
     Raises:
-        InputError: No such file, unknown format, not UTF-8, or a .json file that holds no list.
+        InputError: No such file, unknown format, not UTF-8, a .json file that holds no list, or a folder without files
+            of one format.
     """
-    if path.suffix == ".json" and path.is_file() and _one_object_a_line(path):
+    if path.is_dir():
+        for inner in _files(path):
+            yield from stream_file(inner)
+    elif path.is_file() and path.suffix not in STREAMED:
+        raise InputError(f"{path}: the format '{path.suffix}' is not known", f"give one of {', '.join(STREAMED)}")
+    elif path.suffix == ".parquet" and path.is_file():
+        yield from _parquet(path)
+    elif path.suffix == ".json" and path.is_file() and _one_object_a_line(path):
         yield from _jsonl(path)  # many ".json" files are JSONL
     elif path.suffix not in (".jsonl", ".csv") or not path.is_file():
         yield from read_file(path)  # says what is wrong, or reads the list
@@ -38,6 +54,33 @@ def stream_file(path: Path) -> Iterator[Row | Unreadable]:
         yield from _jsonl(path)
     else:
         yield from _csv(path)
+
+
+def _files(folder: Path) -> list[Path]:
+    files = sorted(file for file in folder.iterdir() if file.suffix in STREAMED)
+    kinds = sorted({file.suffix for file in files})
+    if len(kinds) != 1:
+        what = f"files of several formats: {', '.join(kinds)}" if kinds else "no data files"
+        raise InputError(
+            f"the folder {folder} holds {what}",
+            f"put files of one format there: {', '.join(STREAMED)}",
+        )
+    return files
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    import pyarrow  # type: ignore[import-untyped,unused-ignore]
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches(batch_size=_BATCH):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(values, f"{path.name}, row {number}")
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a Parquet file that can be read ({error})", "write it anew") from None
 
 
 def _one_object_a_line(path: Path) -> bool:
@@ -84,7 +127,7 @@ def _csv(path: Path) -> Iterator[Row | Unreadable]:
 def stream_hub(
     dataset: str, config: str | None, split: str, revision: str | None = None, *, data_dir: str | None = None
 ) -> Iterator[Row]:
-    """The rows of one split of a set on the Hub, downloaded as they are asked for.
+    """The rows of one split of a set on the Hub, downloaded as they are asked for; offline those of the local cache.
 
     Args:
         dataset: Its id, "org/name".
@@ -97,14 +140,21 @@ def stream_hub(
         InputError: The set cannot be had.
     """
     from datasets import load_dataset
+    from huggingface_hub.constants import HF_HUB_OFFLINE
 
+    place: dict[str, Any] = {"split": split, "revision": revision, "data_dir": data_dir}
     try:
-        table: Any = load_dataset(dataset, config, split=split, revision=revision, data_dir=data_dir, streaming=True)
+        table: Any = load_dataset(dataset, config, **place, streaming=not HF_HUB_OFFLINE)
         for number, values in enumerate(table):
             yield Row(dict(values), f"{dataset}, {split} row {number}")
     except Exception as error:  # the library raises a dozen unrelated types here
-        reason = str(error).strip().split("\n")[0]
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+        if HF_HUB_OFFLINE:
+            raise InputError(
+                f"cannot load {dataset} (split {split}): HF_HUB_OFFLINE is set and it is not in the local cache",
+                f"load it once where there is a network, or give a file ({', '.join(STREAMED)})",
+            ) from error
         raise InputError(
             f"cannot stream {dataset} (split {split}) from the Hub: {type(error).__name__}: {reason}",
-            f"check the id and the network, or give a file ({', '.join(FORMATS)})",
+            f"check the id and the network, or give a file ({', '.join(STREAMED)})",
         ) from error

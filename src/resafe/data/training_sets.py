@@ -1,12 +1,12 @@
 """The public instruction and preference sets to train on, besides those in `public`. Holds none of their text.
 
-Sets without a file are on the Hub only. Of `hh_rlhf` a row whose two dialogues differ before the last answer raises.
+Sets without a file are on the Hub only.
 """
 
 from __future__ import annotations
 
-from resafe.data.formats import example_of, pair_of
-from resafe.data.items import Example
+from resafe.data.formats import RowError, example_of, pair_of
+from resafe.data.items import Example, Pair
 from resafe.data.pairs import content_id, preference_pair
 from resafe.data.registry import Parser, datasets
 from resafe.data.sources import Row
@@ -29,6 +29,20 @@ def _alpaca(name: str, title: str, licence: str, hub: str, file: str = "") -> No
 def _safer_pairs(name: str, title: str, hub: str) -> None:
     """The raw layout of PKU-SafeRLHF."""
     _add(name, title, "pairs", "CC-BY-NC-4.0", hub, preference_pair)
+
+
+def _published_pair(row: Row, name: str) -> Pair | None:
+    """A pair of a published set, which nobody here can mend.
+
+    Left out are its rows that are no pairs: equal or empty answers, dialogues that differ before the last answer, or in
+    which nobody takes turns. A row without the two columns still raises.
+    """
+    try:
+        return pair_of(row.values, name)
+    except RowError:
+        if row.has("chosen") and row.has("rejected"):
+            return None
+        raise
 
 
 _alpaca(
@@ -78,9 +92,9 @@ _safer_pairs(
 )  # fmt: skip
 _add(
     "hh_rlhf", "HH-RLHF: dialogues with a preferred and another last answer", "pairs", "MIT", "Anthropic/hh-rlhf",
-    lambda row: pair_of(row.values, "hh"),
+    lambda row: _published_pair(row, "hh"),
 )  # fmt: skip
 _add(
     "ultrafeedback", "UltraFeedback, binarised: answers rated better and worse", "pairs", "MIT",
-    "HuggingFaceH4/ultrafeedback_binarized", lambda row: pair_of(row.values, "ultrafeedback"), split="train_prefs",
+    "HuggingFaceH4/ultrafeedback_binarized", lambda row: _published_pair(row, "ultrafeedback"), split="train_prefs",
 )  # fmt: skip

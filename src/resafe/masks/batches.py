@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from resafe.data.chat import encode_answer
+from resafe.data.chat import before_prompt, encode_answer
 from resafe.data.items import Example, Pair
 from resafe.errors import InputError
 from resafe.masks.losses import Encoded
@@ -50,21 +50,22 @@ def encode_items(
             "no safety pairs to train the mask on", "give pairs whose chosen answer refuses a harmful request"
         )
 
-    def encode(prompt: str, response: str, cut: int | None = None) -> Encoded:
-        head, tail = encode_answer(tokenizer, prompt, response, system)
+    def encode(item: Pair | Example, response: str, cut: int | None = None) -> Encoded:
+        own, history = before_prompt(item, system)
+        head, tail = encode_answer(tokenizer, item.prompt, response, own, history)
         return Encoded(tuple(head), tuple(tail[:cut]))
 
     items = [
         Item(
             index,
             pair.side,
-            encode(pair.prompt, pair.chosen, answer_tokens),
-            encode(pair.prompt, pair.rejected, answer_tokens),
+            encode(pair, pair.chosen, answer_tokens),
+            encode(pair, pair.rejected, answer_tokens),
         )
         for index, pair in enumerate(pairs)
     ]
     start = len(items)
-    items += [Item(start + n, "task", encode(e.prompt, e.response), None) for n, e in enumerate(keep)]
+    items += [Item(start + n, "task", encode(e, e.response), None) for n, e in enumerate(keep)]
     return items
 
 

@@ -76,6 +76,12 @@ def _fresh(model: Any, lora: LoraSettings, seed: int) -> Any:
             raise InputError(f"no LoRA adapter fits the model: {error}", "check the target module names") from error
 
 
+def tied_names(model: Any) -> frozenset[str]:
+    """Names of parameters that are another one under a second name (a tied output layer); its first name is kept."""
+    first = {name for name, _ in model.named_parameters()}
+    return frozenset(name for name, _ in model.named_parameters(remove_duplicate=False) if name not in first)
+
+
 def write_result(
     model: Any,
     tokenizer: Any,

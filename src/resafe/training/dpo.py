@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resafe.data.chat import encode_answer
-from resafe.data.items import DialoguePair, Pair
+from resafe.data.chat import before_prompt, encode_answer
+from resafe.data.items import Pair
 from resafe.errors import InputError
 from resafe.training.settings import DpoSettings, LoraSettings, Progress, TrainingResult
 from resafe.training.table import rows_digest
@@ -29,8 +29,7 @@ def encode_pairs(
     """
     rows: list[dict[str, list[int]]] = []
     for pair in pairs:
-        history = pair.history if isinstance(pair, DialoguePair) else ()
-        own = pair.system if isinstance(pair, DialoguePair) and pair.system is not None else system
+        own, history = before_prompt(pair, system)
         prompt, chosen = encode_answer(tokenizer, pair.prompt, pair.chosen, own, history)
         _, rejected = encode_answer(tokenizer, pair.prompt, pair.rejected, own, history)
         room = max_tokens - len(prompt)

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from resafe.data.chat import render
+from resafe.data.chat import before_prompt, render
 from resafe.data.intake import IntakeReport
-from resafe.data.items import Conversation, Example
+from resafe.data.items import Conversation, Example, Pair
+
+Item = TypeVar("Item", bound=Example | Pair)
 
 
 def only_fitting(
-    examples: Sequence[Example],
+    examples: Sequence[Item],
     tokenizer: Any,
     system: str | None,
     max_tokens: int,
     reports: Sequence[IntakeReport],
-) -> list[Example]:
-    """The examples whose prompt is shorter than `max_tokens`; the others are counted as "too long" in their report.
+) -> list[Item]:
+    """The items whose prompt is shorter than `max_tokens`; the others are counted as "too long" in their report.
 
     Args:
-        examples: From all sources, in their order.
+        examples: Examples or pairs from all sources, in their order.
         tokenizer: Tokenizer with a chat template.
         system: System turn of examples without one.
         max_tokens: Tokens of the longest sequence that is trained on.
         reports: The sources' reports, each with the places of its items.
     """
-    kept: list[Example] = []
+    kept: list[Item] = []
     owners = [(report, place) for report in reports for place in report.places]
     for example, (report, place) in zip(examples, owners, strict=True):
         if _rejected(example, tokenizer, system, max_tokens, report, place):
@@ -46,12 +48,13 @@ def fitting(
 
 
 def _rejected(
-    example: Example, tokenizer: Any, system: str | None, max_tokens: int, report: IntakeReport, place: str
+    example: Example | Pair, tokenizer: Any, system: str | None, max_tokens: int, report: IntakeReport, place: str
 ) -> bool:
     """Whether the prompt leaves no room for an answer; then the report has it."""
-    text = render(tokenizer, example.prompt, _system(example, system), _history(example))
+    text = render(tokenizer, example.prompt, *before_prompt(example, system))
+    learns_earlier = isinstance(example, Conversation) and bool(example.history)
     # A tokenizer over bytes never gives more tokens than bytes: most texts need not be tokenized to know they fit.
-    if len(text.encode()) < max_tokens or _history(example):
+    if len(text.encode()) < max_tokens or learns_earlier:
         return False
     tokens = len(tokenizer(text, add_special_tokens=False)["input_ids"])
     if tokens < max_tokens:
@@ -59,11 +62,3 @@ def _rejected(
     report.kept -= 1
     report.reject("too long", place, f"its prompt has {tokens} tokens, and max_tokens is {max_tokens}")
     return True
-
-
-def _system(example: Example, system: str | None) -> str | None:
-    return example.system if isinstance(example, Conversation) and example.system is not None else system
-
-
-def _history(example: Example) -> tuple[tuple[str, str], ...]:
-    return example.history if isinstance(example, Conversation) else ()

@@ -219,7 +219,7 @@ def run_training(
         The result.
     """
     from resafe.checkpoints.attention import short_attention
-    from resafe.training.adapters import is_adapter, write_result
+    from resafe.training.adapters import is_adapter, tied_names, write_result
     from resafe.training.head import forward_restored
     from resafe.training.progress import ProgressCallback
     from resafe.training.work import checked_work_directory, last_checkpoint, processes, remove_work, run_identity
@@ -230,6 +230,7 @@ def run_training(
     with state.main_process_first():  # the first clears what another run left, the others find it clear
         checkpoint = last_checkpoint(work, identity)
     callback = ProgressCallback(progress, tokens)
+    tied = tied_names(model)
     base = model.get_base_model() if is_adapter(model) else model
     with forward_restored(base), short_attention(model, longest), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # between the libraries; nothing a user can act on
@@ -237,7 +238,10 @@ def run_training(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     losses = tuple(float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-    weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None  # from all shards
+    weights = None
+    if trainer.is_fsdp_enabled:  # from all shards, where tied weights are no longer known to be one
+        gathered = trainer.accelerator.get_state_dict(trainer.model)
+        weights = {name: weight for name, weight in gathered.items() if name not in tied}
     trained.eval()
     if state.is_main_process:
         record = {"kind": kind, "steps": len(tokens), "rows": rows, "dropped": dropped, "losses": losses}

@@ -24,7 +24,7 @@ def start_model(
         four_bit: Load the frozen weights in 4 bits (NF4) with bitsandbytes, as in QLoRA (arXiv:2305.14314).
 
     Raises:
-        InputError: 4 bits without CUDA or bitsandbytes, for all weights, or for an adapter to be continued.
+        InputError: 4 bits without CUDA or bitsandbytes, or for all weights; an adapter that names no base.
     """
     if four_bit:
         check_four_bit(device, full)
@@ -51,6 +51,8 @@ def _four_bit(checkpoint: Checkpoint) -> Any:
     from peft import PeftModel, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    from resafe.training.work import processes
+
     base = checkpoint if checkpoint.kind == "model" else checkpoint.base
     if base is None:
         raise InputError(f"{checkpoint.reference}: the adapter names no base", "open it as BASE+ADAPTER")
@@ -65,7 +67,7 @@ def _four_bit(checkpoint: Checkpoint) -> Any:
         quantization_config=config,
         local_files_only=True,
         trust_remote_code=False,
-        device_map={"": 0},
+        device_map={"": processes().local_process_index},  # of several processes each has a GPU of its own
     )
     prepared = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # type: ignore[no-untyped-call]
     if checkpoint.kind == "adapter":

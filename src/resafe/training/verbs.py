@@ -23,6 +23,7 @@ from resafe.training.dpo import train_dpo
 from resafe.training.lengths import only_fitting
 from resafe.training.presets import Preset
 from resafe.training.presets import preset as preset_named
+from resafe.training.rows import RowReader
 from resafe.training.settings import DpoSettings, LoraSettings, Progress, SftSettings, TrainingResult
 from resafe.training.sft import train_sft
 from resafe.training.streamed import tokens_on_disk
@@ -88,7 +89,7 @@ def tune(
         settings: Fields of `SftSettings` that differ from the preset's.
         examples: Train on this many rows, chosen by the seed; None for all.
         harmful_share: Share of rows that are harmful requests with complying answers (data-poisoning study).
-        harmful: Where those come from: "embedded", or a set of safety pairs, whose rejected answers they are.
+        harmful: Where those come from: "embedded", or a set of pairs, as in `align`, whose rejected answers they are.
         hold_out: Share of the prompts that is not trained on.
         data_dir: Directory with the files of registered sets.
         max_bad_share: Share of unusable rows above which the run stops.
@@ -132,7 +133,7 @@ def tune(
             facts["held_out"], rows = [row.id for row in parts["test"]], parts["train"]
         if examples is not None or harmful_share:
             size = examples if examples is not None else round(len(rows) / (1 - harmful_share))
-            pool = _harmful(harmful, data_dir) if harmful_share else []
+            pool = _harmful(harmful, data_dir, max_bad_share) if harmful_share else []
             rows = attack_mix(rows, pool, harmful_share, size, begin.seed)
             facts["mix"] = {"rows": size, "harmful_share": harmful_share, "harmful": harmful, "seed": begin.seed}
     trained, lora = _model(opened, chosen, begin)
@@ -155,6 +156,7 @@ def align(
     examples: int | None = None,
     refusal_share: float = 0.45,
     data_dir: Path | None = None,
+    max_bad_share: float = MAX_BAD_SHARE,
     start: Start | None = None,
     progress: Progress | None = None,
 ) -> TrainingResult:
@@ -163,7 +165,7 @@ def align(
     Args:
         model: The model or adapter to start from, or its reference.
         out: Directory of the result; that of the SFT, if DPO follows, is `out` + ".sft".
-        safety: Sets of safety pairs; "embedded" is the shipped one.
+        safety: Sets of safety pairs; "embedded" is the shipped one, others as in `tune`.
         harmless: Sets of instructions with helpful answers. With none, a model learns to refuse everything.
         preset: Name of a preset.
         sft: Fields of `SftSettings` that differ from the preset's.
@@ -172,6 +174,7 @@ def align(
         examples: Size of the SFT mix; None for as many as there are pairs.
         refusal_share: Share of the SFT mix that answers harmful requests.
         data_dir: Directory with the files of registered sets.
+        max_bad_share: Share of unusable rows of a set above which the run stops.
         start: Adapter or full, device, precision, seed.
         progress: Called after each step of either stage.
 
@@ -179,14 +182,19 @@ def align(
         InputError: The model, data, preset or a setting is missing or wrong.
     """
     begin = start or Start()
-    _check(out, data_dir, examples, refusal_share=refusal_share)
+    _check(out, data_dir, examples, refusal_share=refusal_share, max_bad_share=max_bad_share)
     if tuple(stages) not in (("sft", "dpo"), ("sft",), ("dpo",)):
         raise InputError(f"no stages {', '.join(stages) or '(none)'} of an alignment", "give sft,dpo or sft or dpo")
     chosen = _with_full(preset_named(preset), begin)
     first = _settings(SftSettings, chosen.sft, sft, begin, chosen.lora is None)
     second = _settings(DpoSettings, chosen.dpo, dpo, begin, chosen.lora is None)
-    material = load_material(safety, harmless, data_dir=data_dir, seed=begin.seed)
+    opened, tokenizer = _open(model, begin)
+    longest = min({"sft": first, "dpo": second}[stage].max_tokens for stage in stages)
+    reader = RowReader(tokenizer, begin.system, longest, data_dir)
+    material = load_material(safety, harmless, data_dir=data_dir, seed=begin.seed, read=reader)
+    reader.check(max_bad_share)
     facts: dict[str, Any] = {"safety": list(safety), "harmless": list(harmless), "with_questions": material.dropped}
+    facts["sources"] = [report.to_json() for report in reader.reports]
     pairs: list[Pair] = _free(material.pairs, data_dir, False, facts)
     free = {pair.id for pair in pairs}
     material = replace(
@@ -194,7 +202,6 @@ def align(
         safety=tuple(pair for pair in material.safety if pair.id in free),
         harmless=tuple(pair for pair in material.harmless if pair.id in free),
     )
-    opened, tokenizer = _open(model, begin)
     target = Path(out)
     place = target.with_name(target.name + ".sft") if "dpo" in stages else target
     rows = material.align_examples(examples or len(pairs), refusal_share, begin.seed)
@@ -307,8 +314,11 @@ def _free(rows: list[Any], data_dir: Path | None, keep: bool, facts: dict[str, A
     return overlap.kept
 
 
-def _harmful(name: str, data_dir: Path | None) -> list[Example]:
-    material = load_material([name], [EMBEDDED], data_dir=data_dir)
+def _harmful(name: str, data_dir: Path | None, max_bad_share: float) -> list[Example]:
+    def read(name: str, kind: str) -> Sequence[Example | Pair]:
+        return load_training(name, kind, data_dir=data_dir, max_bad_share=max_bad_share).items
+
+    material = load_material([name], [EMBEDDED], data_dir=data_dir, read=read)
     return list({row.prompt: row for row in material.compliances}.values())
 
 
