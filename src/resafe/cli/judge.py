@@ -71,6 +71,7 @@ def train(
     data_dir: DataDir = None,
     keep_out: Annotated[str, typer.Option(help="published sets to calibrate on: their prompts are left out")] = "",
     measure: MeasureOption = None,
+    local: Annotated[str | None, typer.Option(help="a model whose hidden states judge harm too; slow")] = None,
     out: Annotated[Path | None, typer.Option(help="directory of the judge; default: in the cache")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -79,15 +80,21 @@ def train(
     from resafe.cli.console import ConsoleReporter
     from resafe.errors import InputError
     from resafe.evals.calibration.store import merged, remember, to_json
-    from resafe.evals.embedded import default_place, train_judge, write_trained
+    from resafe.evals.embedded import LocalModel, default_place, train_judge, write_trained
     from resafe.evals.labelled import load_labelled, overlap_key
 
     reporter = ConsoleReporter(quiet=quiet)
     labelled = _labelled(rows or [], sets, data_dir, measure)
     if not labelled:
         raise InputError("there is nothing to train on", "give files, or --sets xstest --data-dir DIRECTORY")
+<<<<<<< HEAD
     keys = {overlap_key(row.prompt) for name in split_names(keep_out) for row in load_labelled(name, data_dir)}
     result = train_judge(labelled, keep_out=keys, say=reporter.say)
+=======
+    keys = {overlap_key(row.prompt) for name in _names(keep_out) for row in load_labelled(name, data_dir)}
+    model = LocalModel.open(local) if local else None
+    result = train_judge(labelled, keep_out=keys, local=model, say=reporter.say)
+>>>>>>> h-harm
     place = out or default_place()
     write_trained(place, result.judge)
     if result.dropped:
