@@ -87,14 +87,9 @@ def train(
     labelled = _labelled(rows or [], sets, data_dir, measure)
     if not labelled:
         raise InputError("there is nothing to train on", "give files, or --sets xstest --data-dir DIRECTORY")
-<<<<<<< HEAD
     keys = {overlap_key(row.prompt) for name in split_names(keep_out) for row in load_labelled(name, data_dir)}
-    result = train_judge(labelled, keep_out=keys, say=reporter.say)
-=======
-    keys = {overlap_key(row.prompt) for name in _names(keep_out) for row in load_labelled(name, data_dir)}
     model = LocalModel.open(local) if local else None
     result = train_judge(labelled, keep_out=keys, local=model, say=reporter.say)
->>>>>>> h-harm
     place = out or default_place()
     write_trained(place, result.judge)
     if result.dropped:
