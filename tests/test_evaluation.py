@@ -95,3 +95,36 @@ def test_what_cannot_be_measured(models: Any) -> None:
         resafe.evaluate(models, safety=["harmful"], speed=3)
     with pytest.raises(InputError, match="on local models only"):
         resafe.evaluate(["openai-api/x/y"], utility=["copa"])
+
+
+def test_the_table_tells_what_is_known_of_its_judge() -> None:
+    """Recall beside the rate, n scored of n asked, and corrected rates where they were asked for."""
+    from dataclasses import replace
+
+    from resafe.evals.calibration import stored_calibration
+    from resafe.evals.safety.result import Answer, SafetyResult
+    from resafe.evals.safety.subjects import Subject
+    from resafe.evals.scoring import Named
+    from resafe.evals.statistics import corrected_rate, wilson
+    from resafe.evaluation import _summary
+    from resafe.report import markdown_table
+
+    answers = tuple(
+        Answer(model, "set", "harmful", "none", f"q{n}", f"p{n}", "", "en", "r") for model in "ab" for n in range(4)
+    )
+    outcomes = ("refused", "refused", "answered", "refused", "unscored", "partial", "answered", "answered")
+    verdicts = tuple(Verdict(one, None) for one in outcomes)
+    named = Named("refusal", "refusal", lambda items: [], stored_calibration("refusal"))
+    found = [Subject(name, name) for name in "ab"]
+    result = SafetyResult(("a", "b"), answers, (named,), {"refusal": verdicts}, 1.0)
+    plain = _summary(found, result, ())
+    assert plain.row("a").harmful_refused == wilson(2, 3)  # q0 has no score for b: left out for both
+    assert "3 scored / 4 asked harmful" in markdown_table(plain)
+    assert "harmful refused (judge's recall 95)" in markdown_table(plain)
+    fixed = _summary(found, replace(result, corrected=True), ())
+    errors = named.errors
+    assert errors is not None and fixed.row("a").harmful_refused == corrected_rate(wilson(2, 3), errors)
+    unknown = replace(result, corrected=True, judges=(replace(named, calibration=None),))
+    table = _summary(found, unknown, ())
+    assert table.row("a").harmful_refused == wilson(2, 3)
+    assert "not calibrated here, so its rates cannot be corrected" in markdown_table(table)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resafe.checkpoints import Checkpoint, load_tokenizer
 from resafe.errors import InputError
+from resafe.evals.calibration import report_json
 from resafe.evals.judge import BROKEN, PARTIAL, REFUSED, UNSCORED, judge_named
 from resafe.evals.records import Record
 from resafe.evals.safety import SafetyResult, SafetySettings, Subject, evaluate_safety, subjects
 from resafe.evals.safety.run import Reporter
 from resafe.evals.safety.subjects import by_base
+from resafe.evals.safety.text import uncalibrated
 from resafe.evals.shared_base import SharedBase
-from resafe.report import ModelInfo, Results, markdown_table, rich_table, summarise
+from resafe.report import ModelInfo, Results, corrected, markdown_table, rich_table, summarise
 from resafe.report import to_json as results_json
+from resafe.report.results import About
 
 if TYPE_CHECKING:
     from resafe.evals.utility import UtilityResult
@@ -83,7 +86,8 @@ def evaluate(
         data_dir: Directory of the public sets' files; None loads from the Hub.
         out: Directory for answers, verdicts, tables and Inspect's logs.
         reporter: Told what happens.
-        settings: Other fields of `SafetySettings`: limit, max_new_tokens, dtype, device, system, wrappers, store, …
+        settings: Other fields of `SafetySettings`: limit, max_new_tokens, dtype, device, system, wrappers, store, …;
+            with `corrected` the table's rates of refusal are corrected for the judge's errors.
 
     Returns:
         The table and what it was made from.
@@ -126,7 +130,25 @@ def _summary(found: Sequence[Subject], answered: SafetyResult | None, used: Sequ
         for place, name in enumerate(names)
     }  # fmt: skip
     records = [record for result in used for record in result.records]
-    return summarise([*_records(answered), *records], kinds, {})
+    results = summarise([*_records(answered), *records], kinds, {}, **_about(answered))
+    if answered is None or not answered.corrected:
+        return results
+    if answered.judges[0].errors is None:
+        return replace(results, remarks=(uncalibrated(answered.judges[0], corrected=True),))
+    return corrected(results)
+
+
+def _about(answered: SafetyResult | None) -> About:
+    """The first judge, and what is known of its agreement with people."""
+    if answered is None:
+        return {}
+    named, first = answered.judges[0], answered.models[0]
+    sides = [answer.side for answer in answered.answers if answer.model == first]
+    return {
+        "judge": f"Refusals are judged by {named.name}.",
+        "calibration": report_json(named.calibration),
+        "asked": {side: sides.count(side) for side in dict.fromkeys(sides)},
+    }
 
 
 def _records(answered: SafetyResult | None) -> list[Record]:

@@ -14,7 +14,7 @@ from resafe.data import harmful_rows, harmless_rows
 from resafe.data.items import Question
 from resafe.errors import InputError
 from resafe.evals import QuestionSet, Record, last_number, refusal, score_answer
-from resafe.evals.judge import Judged, Verdict, judge_all
+from resafe.evals.judge import Judged, Verdict, judge_all, make_judge
 
 XSTEST = Path(
     os.environ.get("RESAFE_DATA_DIR", Path(__file__).parents[3] / "shared" / "data"),
@@ -201,3 +201,41 @@ def test_settings_belong_to_a_judge() -> None:
     assert settings_for(["guard"], ["guard.model=a", "threshold=0.4"])["guard"] == {"model": "a", "threshold": 0.4}
     with pytest.raises(InputError, match="does not say whose"):
         settings_for(["guard", "llm-rubric"], ["model=x"])
+
+
+def test_broken_text_never_passes_for_harmless_by_any_judge() -> None:
+    """Also in `resafe judge score`; what has nothing in it is not shown to the judge, nor paid for."""
+    from resafe.evals.scoring import Named, Response, score
+
+    shown: list[str] = []
+
+    def blind(items: Sequence[Judged]) -> list[Verdict]:
+        shown.extend(item.response for item in items)
+        return [Verdict("harmless", 0.0) for _ in items]
+
+    loop, chinese = "and again " * 30, "\u6211\u4eec\u53ef\u4ee5\u4e00\u8d77\u53bb\u516c\u56ed\u6563\u6b65" * 5
+    plain = "A plain answer in English, which is long enough to tell what script it is written in."
+    texts = [(plain, None), ("", None), ("?!", None), (loop, None), (chinese, "en"), (plain, "zh")]
+    responses = [Response(Judged(str(n), "", text, of), str(n)) for n, (text, of) in enumerate(texts)]
+    found = score([Named("blind", "harm", blind)], responses)["blind"]
+    assert [(verdict.outcome, verdict.detail) for verdict in found] == [
+        ("harmless", ""), ("broken", "empty"), ("broken", "no letters"), ("broken", "loop"),
+        ("broken", "wrong script"), ("harmless", ""),
+    ]  # fmt: skip
+    assert shown == [plain, loop, chinese, plain]
+    assert score([Named("refusal", "refusal", make_judge("refusal"))], responses[-1:])["refusal"][0].outcome != "broken"
+
+
+def test_nor_by_a_judge_named_in_plain_inspect(monkeypatch: pytest.MonkeyPatch) -> None:
+    from resafe.evals.judge import JUDGES
+    from resafe.evals.scorers import _unbroken
+
+    def blind(items: Sequence[Judged]) -> list[Verdict]:
+        return [Verdict("harmless", 0.0) for _ in items]
+
+    made = type(JUDGES.get("refusal"))("blind", "t", "s", lambda: blind, {"measures": "harm"})
+    monkeypatch.setitem(JUDGES._methods, "blind", made)
+    found = _unbroken("blind", {})(
+        [Judged("1", "", "It is."), Judged("2", "", " "), Judged("3", "", "and again " * 30)]
+    )
+    assert [verdict.outcome for verdict in found] == ["harmless", "broken", "broken"]

@@ -15,15 +15,17 @@ import torch
 from resafe.checkpoints import load_model, load_tokenizer, open_checkpoint
 from resafe.errors import InputError, ResafeError
 from resafe.evals import generate
+from resafe.evals.broken import with_fault
+from resafe.evals.calibration import stored_calibration
 from resafe.evals.judge import Judged, Verdict
 from resafe.evals.safety import SafetySettings, ask_sets, evaluate_safety, subjects
 from resafe.evals.safety.figures import figures
-from resafe.evals.safety.judging import faults, incoherent, perplexities_of, with_fault
+from resafe.evals.safety.judging import faults, incoherent, perplexities_of
 from resafe.evals.safety.result import Answer, SafetyResult
-from resafe.evals.safety.text import markdown_text, to_json
+from resafe.evals.safety.text import CORRECTED, markdown_text, to_json
 from resafe.evals.scoring import Named, read_responses
 from resafe.evals.shared_base import SharedBase
-from resafe.evals.statistics import mcnemar_exact, paired_difference, wilson
+from resafe.evals.statistics import corrected_rate, mcnemar_exact, paired_difference, wilson
 from tests.evals.openai_server import Server, serving
 from tests.evals.tiny import ragged_prompts, tiny_model
 
@@ -147,6 +149,29 @@ def test_figures_by_hand() -> None:
     assert document["figures"][1]["p_holm"] == 0.5
     assert len(document["topics"]) == 4
     json.dumps(document, allow_nan=False)
+
+
+def test_corrected_beside_the_measured_rate() -> None:
+    known = stored_calibration("refusal")
+    assert known is not None and known.best.overall.errors is not None
+    plain = result_by_hand()
+    named = replace(plain.judges[0], calibration=known)
+    result = replace(plain, judges=(named,), corrected=True)
+    first, second = figures(result)
+    # Two refusals of four that were judged: what is undetermined is a no, as in the calibration.
+    assert first.rate == wilson(2, 3) and first.corrected == corrected_rate(wilson(2, 4), known.best.overall.errors)
+    assert second.corrected is not None and second.corrected.value == 0 and second.corrected.high > 0
+    text = markdown_text(result)
+    assert "| refuses (judge's recall 95) | corrected |" in text and CORRECTED in text
+    assert to_json(result)["figures"][0]["corrected"]["value"] == first.corrected.value
+    assert "corrected" not in markdown_text(plain) and to_json(plain)["figures"][0]["corrected"] is None
+
+    unknown = replace(plain, corrected=True)
+    assert "| – (not calibrated) |" in markdown_text(unknown) and CORRECTED not in markdown_text(unknown)
+    assert "not calibrated here, so its rates cannot be corrected" in markdown_text(unknown)
+    assert to_json(unknown)["figures"][0]["corrected"] == {
+        "value": None, "low": None, "high": None, "n": 0, "reason": "not calibrated",
+    }  # fmt: skip
 
 
 def test_each_judges_p_values_are_corrected_apart() -> None:

@@ -97,15 +97,24 @@ def test_corrected_limits() -> None:
     assert few.high - few.low > many.high - many.low > perfect.high - perfect.low
 
 
-def test_corrected_limits_hold_the_truth() -> None:
-    """True rate .4, recall .85, specificity .92, 120 labelled rows of either kind: about 95 % of 400 intervals hold."""
+def test_nothing_seen_does_not_prove_nothing() -> None:
+    """Fewer yes than the judge's own false alarms: the limits are Wilson's for 0 of n and n of n, never a point."""
+    errors = JudgeErrors(0.95, 200, 0.90, 200)
+    none, every = corrected_rate(wilson(0, 168), errors), corrected_rate(wilson(168, 168), errors)
+    assert (none.low, none.value, none.high) == (0.0, 0.0, pytest.approx(wilson(0, 168).high))
+    assert (every.low, every.value, every.high) == (pytest.approx(wilson(168, 168).low), 1.0, 1.0)
+
+
+@pytest.mark.parametrize(("true", "least"), [(0.4, 0.92), (0.02, 0.94), (0.97, 0.94)])
+def test_corrected_limits_hold_the_truth(true: float, least: float) -> None:
+    """Recall .85, specificity .92, 120 labelled rows of either kind: about 95 % of 400 intervals hold the true rate."""
     rng, held = RNG(7), 0
     for _ in range(400):
         recall, specificity = rng.binomial(120, 0.85) / 120, rng.binomial(120, 0.92) / 120
-        seen = rng.binomial(150, 0.4 * 0.85 + 0.6 * 0.08)
+        seen = rng.binomial(150, true * 0.85 + (1 - true) * 0.08)
         found = corrected_rate(wilson(int(seen), 150), JudgeErrors(recall, 120, specificity, 120))
-        held += found.low <= 0.4 <= found.high
-    assert 0.92 <= held / 400 <= 0.985
+        held += found.low <= true <= found.high
+    assert least <= held / 400 <= 0.995
 
 
 def test_nested_over_seeds() -> None:

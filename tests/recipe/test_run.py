@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from resafe.errors import InputError
-from resafe.recipe import check_recipe, run_recipe
+from resafe.recipe import check_recipe, load_recipe, run_recipe
 from resafe.recipe.stage import Run, Stage
 from resafe.report import read_records, read_results, to_json
 from tests.conftest import Recorder, TinyRun
@@ -113,7 +113,7 @@ def test_page_and_workbook_are_well_formed(tiny: TinyRun) -> None:
     assert "learning_rate: 0.03" in page  # the recipe, as YAML
     assert "http://" not in page.replace("http://www.w3.org", "")
     book = openpyxl.load_workbook(tiny.root / "results.xlsx", read_only=True)
-    assert book.sheetnames == ["Summary", "Responses", "Records"]
+    assert book.sheetnames == ["Summary", "Topics", "Responses", "Records"]
     assert sum(1 for _ in book["Records"].iter_rows()) >= 7 * 26 + 72
 
 
@@ -204,6 +204,21 @@ def test_a_second_run_redoes_nothing(tiny: TinyRun, tmp_path: Path) -> None:
     assert (root / "results.jsonl").read_bytes() == (tiny.root / "results.jsonl").read_bytes()
 
 
+def test_a_finished_run_is_reported_again_with_corrected_rates(tiny: TinyRun, tmp_path: Path) -> None:
+    import openpyxl
+
+    root = Path(shutil.copytree(tiny.root, tmp_path / "run"))
+    recipe = load_recipe(root / "recipe.yaml", ["report.corrected=true"])
+    outcome = run_recipe(recipe, root)
+    assert outcome.redone == 0
+    page = (root / "report.html").read_text(encoding="utf-8")
+    assert 'id="corrected"' in page and 'id="corrected"' not in (tiny.root / "report.html").read_text(encoding="utf-8")
+    header = [cell.value for cell in openpyxl.load_workbook(root / "results.xlsx")["Summary"][1]]
+    assert "harmful refused, corrected" in header
+    kept = read_results(root / "results.json")  # as measured, with what `resafe results --corrected` needs
+    assert kept.rows == read_results(tiny.root / "results.json").rows and kept.calibration
+
+
 @pytest.fixture
 def redone(tiny: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """The stages that a changed recipe redoes; their work is a copy of the finished run's, only the plan is real."""
@@ -238,7 +253,7 @@ EVALUATIONS = [f"evaluate-{name}" for name in MODELS]
     ("changes", "stages"),
     [
         ({"title": "Another", "realign__half__title": "One half", "realign__half__kind": "realigned"}, []),
-        ({"questions__batch_size": 4, "release": "half"}, []),
+        ({"questions__batch_size": 4, "release": "half", "report": {"corrected": True}}, []),
         ({"questions__task_items": 6}, EVALUATIONS),
         ({"questions__max_new_tokens": 5}, EVALUATIONS),
         ({"questions__harmful_limit": 13}, EVALUATIONS),

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import openpyxl
 import pytest
 from scipy.stats import binomtest
 
 from resafe.errors import InputError
 from resafe.evals.calibration import stored_calibration, to_json
-from resafe.report import ModelInfo, from_json, markdown_table, summarise
+from resafe.evals.statistics import corrected_rate
+from resafe.report import ModelInfo, from_json, markdown_table, render_page, summarise, write_workbook
 from resafe.report import to_json as results_json
-from resafe.report.notes import corrected, notes, recall_note
+from resafe.report.notes import notes, recall_note
+from resafe.report.rogan_gladen import BESIDE, corrected, correction
+from resafe.report.table import legend
 from tests.report.test_results import side
 
 
@@ -67,5 +71,52 @@ def test_corrected(results) -> None:  # type: ignore[no-untyped-def]
     assert values[2] == pytest.approx((0.7 + errors.specificity - 1) / gained)
     # A ratio of differences is what it was.
     assert (values[2] - values[1]) / (values[0] - values[1]) == pytest.approx(results.row("safe").safety_recovery.value)
+    # It says so, and says nothing of n that holds for measured rates only.
+    said = notes(fixed)
+    assert said[0].startswith("Rates of refusal are corrected") and "0 of 50" not in " ".join(said)
+    assert said[0] in markdown_table(fixed) and from_json(results_json(fixed)) == fixed
     with pytest.raises(InputError, match="hold no calibration"):
         corrected(replace(results, calibration={}))
+
+
+def test_beside_the_measured_rates(results, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    errors = stored_calibration("refusal").best.overall.errors  # type: ignore[union-attr]
+    found = correction(results)
+    assert found.note == BESIDE and found.titles == ["harmful refused", "harmless refused"]
+    safe = found.rates["safe"]["harmful refused"]
+    assert safe == corrected_rate(results.row("safe").harmful_refused, errors)
+    # Wider than Wilson's limits: the labelled rows count too.
+    measured = results.row("safe").harmful_refused
+    assert safe.high - safe.low > (measured.high - measured.low) / (errors.recall + errors.specificity - 1)
+
+    page = render_page(results, [], correction=found)
+    heads = '<button type="button">harmful refused (judge&#39;s recall 95)</button></th><th scope="col">'
+    assert 'id="corrected"' in page and heads + '<button type="button">corrected</button>' in page
+    assert f'data-v="{safe.value}"' in page and 'id="corrected"' not in render_page(results, [])
+
+    write_workbook(tmp_path / "results.xlsx", results, [], correction=found)
+    sheet = openpyxl.load_workbook(tmp_path / "results.xlsx")["Summary"]
+    header = [cell.value for cell in sheet[1]]
+    assert "harmful refused (judge's recall 95)" in header
+    place = header.index("harmful refused, corrected") + 1
+    assert sheet.cell(4, 1).value == "safe"
+    values = [sheet.cell(4, place + part).value for part in range(3)]
+    assert values == pytest.approx([safe.value, safe.low, safe.high])
+    assert any(cell.value == BESIDE for cell in sheet["A"])
+
+
+def test_a_judge_that_was_never_calibrated_gets_a_note_and_no_number(results, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    found = correction(replace(results, calibration={}))
+    assert found.titles == [] and found.note.startswith("Rates cannot be corrected: the results hold no calibration")
+    page = render_page(replace(results, calibration={}), [], correction=found)
+    assert "the results hold no calibration" in page and ">corrected<" not in page
+    write_workbook(tmp_path / "results.xlsx", results, [], correction=found)
+    sheet = openpyxl.load_workbook(tmp_path / "results.xlsx")["Summary"]
+    assert not any("corrected" in str(cell.value) for cell in sheet[1])
+    assert any(cell.value == found.note for cell in sheet["A"])
+
+
+def test_what_was_asked_and_not_scored_is_said(results) -> None:  # type: ignore[no-untyped-def]
+    fewer = replace(results, asked={"harmful": 103, "harmless": 50})
+    assert "on 100 scored / 103 asked harmful, 50 harmless" in legend(fewer)
+    assert from_json(results_json(fewer)) == fewer

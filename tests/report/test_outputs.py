@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 
 from resafe.errors import InputError, ResafeError
-from resafe.evals.statistics import Interval
+from resafe.evals.statistics import Interval, wilson
 from resafe.report import markdown_table, model_card, rich_table, write_page, write_workbook
 from resafe.report.numbers import decimal, duration, limits, percent, share
 from resafe.report.workbook import CELL_LIMIT, clean
@@ -71,7 +71,7 @@ class TestWorkbook:
         return openpyxl.load_workbook(tmp_path / "results.xlsx")
 
     def test_summary(self, book: openpyxl.Workbook, fake) -> None:  # type: ignore[no-untyped-def]
-        assert book.sheetnames == ["Summary", "Responses", "Records"]
+        assert book.sheetnames == ["Summary", "Topics", "Responses", "Records"]
         sheet = book["Summary"]
         assert sheet.freeze_panes == "B2"
         header = [cell.value for cell in sheet[1]]
@@ -82,6 +82,17 @@ class TestWorkbook:
         assert all(cell.number_format == "0.0%" for cell in found)
         assert sheet.cell(4, 1).value == "gradient selector" and sheet.cell(4, 5).value == 5.9
         assert header.index("task: arithmetic") > 0
+
+    def test_topics(self, fake, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+        records = [r for r in fake.records if r.model == "aligned" and r.side == "harmful"]
+        write_workbook(tmp_path / "results.xlsx", fake.results, records)
+        rows = list(openpyxl.load_workbook(tmp_path / "results.xlsx")["Topics"].iter_rows(values_only=True))
+        assert rows[0] == ("side", "topic", "model", "n asked", "n scored", "refused", "low", "high")
+        mine = [r for r in records if r.topic == "child_safety"]
+        expected = wilson(sum(r.outcome == "refused" for r in mine), 11)
+        found = next(row for row in rows if row[:3] == ("harmful", "child safety", "aligned"))
+        assert found[3:5] == (11, 11)
+        assert found[5:] == pytest.approx((expected.value, expected.low, expected.high))
 
     def test_formulas_are_text(self, book: openpyxl.Workbook) -> None:
         sheet = book["Records"]

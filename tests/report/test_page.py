@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from resafe.evals.statistics import Interval
+from resafe.evals.statistics import Interval, wilson
 from resafe.report import ModelInfo, Point, render_page, summarise, write_page
-from resafe.report.overview import headline, heat, panels, rails
+from resafe.report.overview import Cell, headline, heat, panels, rails
 from resafe.report.page import embed, questions, tone
 from resafe.report.plot import Mark, _domain, curves, overlap, scatter
 
@@ -126,10 +126,21 @@ class TestOverview:
     def test_heat(self, fake) -> None:  # type: ignore[no-untyped-def]
         harmful, harmless = heat(fake.results, fake.records)
         assert (harmful.side, len(harmful.topics), harmless.side) == ("harmful", 14, "harmless")
-        _, n, rates = next(row for row in harmful.topics if row[0] == "child safety")
+        _, cells = next(row for row in harmful.topics if row[0] == "child safety")
         mine = [r for r in fake.records if r.topic == "child_safety" and r.model == "aligned"]
-        assert n == len(mine) == 11
-        assert rates[0] == sum(r.outcome == "refused" for r in mine) / 11
+        assert cells[0].asked == len(mine) == 11
+        assert cells[0].refused == wilson(sum(r.outcome == "refused" for r in mine), 11)
+        # An answer without a verdict is asked and not scored; a broken one is scored, and no refusal.
+        odd = {mine[0].id: "unscored", mine[1].id: "broken"}
+        records = [dataclasses.replace(r, outcome=odd[r.id]) if r in mine and r.id in odd else r for r in fake.records]
+        _, cells = next(row for row in heat(fake.results, records)[0].topics if row[0] == "child safety")
+        refused = sum(r.outcome == "refused" for r in mine[2:])
+        assert cells[0].asked == 11 and cells[0].refused == wilson(refused, 10)
+
+    def test_topics_on_the_page_have_intervals_and_counts(self, fake) -> None:  # type: ignore[no-untyped-def]
+        cell = heat(fake.results, fake.records)[0].topics[0][1][0]
+        assert cell == Cell(11, wilson(11, 11))
+        assert "<b>100</b> <span>74–100</span><small>11 / 11</small>" in render_page(fake.results, fake.records)
 
 
 class TestPlot:

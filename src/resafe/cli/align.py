@@ -32,6 +32,7 @@ from resafe.cli.training import (
     named_values,
     show,
 )
+from resafe.files import split_names
 
 
 def align(
@@ -79,7 +80,7 @@ def align(
     reporter = ConsoleReporter(quiet=quiet or not is_main())
     result = run(
         model, out=out, safety=safety or ["embedded"], harmless=harmless or ["embedded"], preset=preset,
-        stages=[name.strip() for name in stages.split(",")], sft=named_values(sft, "--sft"),
+        stages=split_names(stages), sft=named_values(sft, "--sft"),
         dpo=named_values(dpo, "--dpo"), examples=examples, refusal_share=refusal_share, data_dir=data_dir,
         max_bad_share=max_bad_share, overlap_hub=overlap_hub,
         start=Start(

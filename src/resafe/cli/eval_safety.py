@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from resafe.files import split_names
+
 Models = Annotated[
     list[str],
     typer.Argument(help="NAME=MODEL or MODEL: path, org/name, base+adapter; vllm/…, openai-api/…, inspect:PROVIDER/…"),
@@ -43,6 +45,9 @@ def safety(
     connections: Annotated[int, typer.Option(help="most requests under way at an endpoint")] = 16,
     out: Annotated[Path | None, typer.Option(help="directory for tables, responses, verdicts, Inspect's logs")] = None,
     topics: Annotated[bool, typer.Option("--topics", help="tables by topic, too")] = False,
+    corrected: Annotated[
+        bool, typer.Option("--corrected", help="also rates corrected for the judges' errors, where calibrated")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="print the tables as Markdown")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
@@ -50,16 +55,15 @@ def safety(
     """Measure safety: who refuses, who answers harmfully. A killed run goes on; judging again never answers again."""
     from resafe.cli.console import ConsoleReporter
     from resafe.evals.safety import SafetySettings, evaluate_safety, subjects
-    from resafe.evals.safety.settings import listed
 
     if not (sets or harmless):
         sets = "harmful,harmless"
     settings = SafetySettings(
-        sets=listed(sets), harmless=listed(harmless), wrappers=listed(wrappers), judges=listed(judges),
-        judge_settings=tuple(judge_set or ()), max_cost=max_cost, limit=limit, max_new_tokens=max_new_tokens,
-        temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, system=system, data_dir=data_dir,
-        dtype=_precision(dtype), device=device, batch_size=_batch_size(batch_size), store=store, coherence=coherence,
-        connections=connections,
+        sets=split_names(sets), harmless=split_names(harmless), wrappers=split_names(wrappers),
+        judges=split_names(judges), judge_settings=tuple(judge_set or ()), max_cost=max_cost, limit=limit,
+        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, system=system,
+        data_dir=data_dir, dtype=_precision(dtype), device=device, batch_size=_batch_size(batch_size), store=store,
+        coherence=coherence, connections=connections, corrected=corrected,
     )  # fmt: skip
     result = evaluate_safety(subjects(models), settings, out=out, reporter=ConsoleReporter(quiet=quiet))
     _print(result, topics, as_json, markdown)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from resafe.files import split_names
+
 if TYPE_CHECKING:
     from resafe.evals.labelled import Labelled
     from resafe.evals.scoring import Named
@@ -69,6 +71,7 @@ def train(
     data_dir: DataDir = None,
     keep_out: Annotated[str, typer.Option(help="published sets to calibrate on: their prompts are left out")] = "",
     measure: MeasureOption = None,
+    local: Annotated[str | None, typer.Option(help="a model whose hidden states judge harm too; slow")] = None,
     out: Annotated[Path | None, typer.Option(help="directory of the judge; default: in the cache")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -77,15 +80,16 @@ def train(
     from resafe.cli.console import ConsoleReporter
     from resafe.errors import InputError
     from resafe.evals.calibration.store import merged, remember, to_json
-    from resafe.evals.embedded import default_place, train_judge, write_trained
+    from resafe.evals.embedded import LocalModel, default_place, train_judge, write_trained
     from resafe.evals.labelled import load_labelled, overlap_key
 
     reporter = ConsoleReporter(quiet=quiet)
     labelled = _labelled(rows or [], sets, data_dir, measure)
     if not labelled:
         raise InputError("there is nothing to train on", "give files, or --sets xstest --data-dir DIRECTORY")
-    keys = {overlap_key(row.prompt) for name in _names(keep_out) for row in load_labelled(name, data_dir)}
-    result = train_judge(labelled, keep_out=keys, say=reporter.say)
+    keys = {overlap_key(row.prompt) for name in split_names(keep_out) for row in load_labelled(name, data_dir)}
+    model = LocalModel.open(local) if local else None
+    result = train_judge(labelled, keep_out=keys, local=model, say=reporter.say)
     place = out or default_place()
     write_trained(place, result.judge)
     if result.dropped:
@@ -125,7 +129,9 @@ def calibrate(
 
     reporter = ConsoleReporter(quiet=quiet)
     own = [(path.stem, _labelled([path], "", None, measure)) for path in rows or []]
-    found, notes = calibrate_named(judge, own, _names(sets), data_dir, settings or [], max_cost, reporter.say)
+    found, notes = calibrate_named(
+        judge, own, list(split_names(sets)), data_dir, settings or [], max_cost, reporter.say
+    )
     for note in notes:
         reporter.say(note)
     place = remember(found)
@@ -138,10 +144,6 @@ def calibrate(
         _calibration_table(found)
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 def _labelled(files: list[Path], sets: str, data_dir: Path | None, measure: str | None) -> list[Labelled]:
     from resafe.errors import InputError
     from resafe.evals.labelled import load_labelled, read_labelled
@@ -151,7 +153,7 @@ def _labelled(files: list[Path], sets: str, data_dir: Path | None, measure: str 
     found: list[Labelled] = []
     for path in files:
         found += read_labelled(path, measure)  # type: ignore[arg-type]
-    for name in _names(sets):
+    for name in split_names(sets):
         found += load_labelled(name, data_dir)
     return found
 

@@ -18,6 +18,7 @@ def results(
 ) -> None:
     """Print the results of a run."""
     from resafe.errors import InputError
+    from resafe.report import corrected as correct
     from resafe.report import markdown_table, read_results, to_json
 
     path = root / "results.json"
@@ -25,8 +26,6 @@ def results(
         raise InputError(f"{root}: no results there", "finish the run first: resafe run RECIPE --out " + str(root))
     found = read_results(path)
     if corrected:
-        from resafe.report.notes import corrected as correct
-
         found = correct(found)
     if as_json:
         sys.stdout.write(json.dumps(to_json(found), ensure_ascii=False, allow_nan=False) + "\n")

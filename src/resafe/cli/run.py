@@ -27,6 +27,9 @@ def run(
         bool,
         typer.Option("--allow-unconfined-code", help="run them even where they could reach network and files"),
     ] = False,
+    corrected: Annotated[
+        bool, typer.Option("--corrected", help="page and workbook with rates corrected for the judge's errors, too")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the results as one JSON object")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
 ) -> None:
@@ -39,6 +42,8 @@ def run(
         changes.append(f"device={device}")
     if data_dir is not None:
         changes.append(f"data.data_dir={json.dumps(str(data_dir))}")  # quoted: a path may look like another value
+    if corrected:
+        changes.append("report.corrected=true")
     loaded = load_recipe(recipe, changes, scale)
     root = out or Path("runs") / (f"{loaded.name}-{scale}" if scale else loaded.name)
     reporter = ConsoleReporter(quiet=quiet)

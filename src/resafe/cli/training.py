@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from resafe.files import split_names
+
 ModelReference = Annotated[
     str, typer.Argument(help="model or adapter to start from: path, org/name, base+adapter, file.gguf")
 ]
@@ -73,7 +75,7 @@ def lora_values(rank: int | None, alpha: float | None, targets: str | None, drop
     """The LoRA settings that were given; targets with commas are names of modules, others a name or an expression."""
     parts: Any = targets
     if targets is not None and targets != "all-linear" and not set(targets) & set("*\\()[|"):
-        parts = tuple(name.strip() for name in targets.split(",") if name.strip())
+        parts = split_names(targets)
     given = {"rank": rank, "alpha": alpha, "targets": parts, "dropout": dropout}
     return {name: value for name, value in given.items() if value is not None}
 

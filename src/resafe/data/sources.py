@@ -118,7 +118,8 @@ def _loads(text: str, path: Path, first_line: int) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
-        raise InputError(f"{path.name}, line {line}: bad JSON ({error.msg}, column {error.colno})", str(path)) from None
+        why = f"{path.name}, line {line}: bad JSON ({error.msg}, column {error.colno})"
+        raise InputError(why, f"mend that line of {path}") from None
 
 
 def _object(value: Any, place: str) -> dict[str, Any]:

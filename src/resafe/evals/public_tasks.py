@@ -12,6 +12,7 @@ from resafe.errors import InputError
 from resafe.evals.records import Side
 from resafe.evals.sets import QuestionSet
 from resafe.evals.tasks import question_task, wrapped_task
+from resafe.files import split_names
 
 PUBLIC_TASKS: dict[str, Side] = {
     **dict.fromkeys(
@@ -52,8 +53,7 @@ def public_task(
 
 def judge_names(text: str) -> list[str]:
     """Names separated by commas, also as Inspect's `-T judges=a,b` gives them; none twice."""
-    parts = text if isinstance(text, (list, tuple)) else str(text).split(",")
-    return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
+    return list(split_names(text))
 
 
 def _task_of(name: str, side: Side) -> Callable[..., Task]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from functools import wraps
 from typing import Any
 
 from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
 from inspect_ai.solver import TaskState
 
+from resafe.evals.broken import fault_of, judge_with_faults
 from resafe.evals.exact import AnswerKind, score_answer
-from resafe.evals.judge import Judge, Judged, Verdict, make_judge
+from resafe.evals.judge import Judge, Judged, Verdict, judge_named, make_judge
 from resafe.evals.refusal import refusal
 
 _QUIET_S = 0.05  # responses that come within it are judged together
@@ -70,7 +72,7 @@ def judge_scorer(name: str = "refusal", settings: dict[str, Any] | None = None) 
         name: A registered judge: refusal, guard, llm-rubric, …
         settings: Its settings; the rest are its defaults.
     """
-    return _judging(make_judge(name, **(settings or {})))
+    return _judging(_unbroken(name, settings or {}))
 
 
 def named_scorer(name: str, judge: Judge | None = None) -> Scorer:
@@ -78,9 +80,20 @@ def named_scorer(name: str, judge: Judge | None = None) -> Scorer:
 
     @scorer(metrics=[mean(), stderr()], name=name)
     def make() -> Scorer:
-        return _judging(judge or make_judge(name))
+        return _judging(judge or _unbroken(name, {}))
 
     return make()
+
+
+def _unbroken(name: str, settings: dict[str, Any]) -> Judge:
+    """A registered judge to which degenerate text never passes for harmless, or for an answer."""
+    judge, measure = make_judge(name, **settings), judge_named(name).traits["measures"]
+
+    def judging(items: Sequence[Judged]) -> list[Verdict]:
+        faults = [fault_of(item.response, item.language) for item in items]
+        return judge_with_faults(judge, measure, items, faults, lambda line: None)
+
+    return judging
 
 
 def _judging(judge: Judge) -> Scorer:

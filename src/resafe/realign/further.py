@@ -18,7 +18,10 @@ from resafe.training import DpoSettings, SftSettings, train_dpo, train_sft
 from resafe.training.start import autocast_for
 
 
-@realign_method("further_training", title="Further training", source="control: SFT or DPO, no mask", trains=True)
+@realign_method(
+    "further_training", title="Further training", source="control: SFT or DPO, no mask", trains=True,
+    later=("max_tokens",),
+)  # fmt: skip
 def further_training(
     problem: Problem,
     *,
@@ -28,6 +31,7 @@ def further_training(
     batch_size: int = 16,
     beta: float = 0.1,
     strengths: tuple[float, ...] = (0.5, 1.0),
+    max_tokens: int = 512,
 ) -> Family:
     """θ_k + s (θ' − θ_k), where θ' is the tuned model, or adapter, trained on the safety and harmless pairs.
 
@@ -39,6 +43,7 @@ def further_training(
         batch_size: Examples or pairs a step.
         beta: β of DPO.
         strengths: Grid of s.
+        max_tokens: Longer prompts with their answers lose the end of the answer.
     """
     vector = problem.vectors[0]
     if len(problem.vectors) != 1 or not isinstance(vector, DifferenceVector):
@@ -49,7 +54,7 @@ def further_training(
     model, more = _started(source, vector.tuned)
     common: dict[str, Any] = {
         "steps": steps, "learning_rate": learning_rate, "batch_size": batch_size, "seed": problem.seed,
-        "warmup_steps": 4, "save_every": 20, **more,
+        "warmup_steps": 4, "save_every": 20, "max_tokens": max_tokens, **more,
     }  # fmt: skip
     out, system = problem.work / "further", source.system
     seen = [loss, common, beta, system, vector.tuned.digest, problem.pairs, problem.keep]

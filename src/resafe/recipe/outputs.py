@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from resafe.checkpoints import load_model, save_model
-from resafe.evals.calibration import merged, stored_calibration, to_json
+from resafe.evals.calibration import report_json, stored_calibration
 from resafe.evals.records import Record
 from resafe.provenance import digest_value, versions
 from resafe.recipe.context import Context, read_json
@@ -26,6 +26,7 @@ from resafe.report import (
     ModelInfo,
     Point,
     Results,
+    correction,
     model_card,
     summarise,
     summarise_seeds,
@@ -120,15 +121,9 @@ def _common(context: Context, made: Sequence[SeedRun]) -> dict[str, Any]:
         "judge": JUDGE,
         "versions": versions(),
         "digests": digests,
-        "calibration": _calibration(),
+        "calibration": report_json(stored_calibration("refusal")),
         "seed": recipe.seed,
     }
-
-
-def _calibration() -> dict[str, Any]:
-    """What is known of the rule judge's agreement with people, for the set that stands for it."""
-    found = stored_calibration("refusal")
-    return {} if found is None else to_json(merged(found.judge, found.settings, found.measure, [found.best]))
 
 
 def _write(
@@ -142,7 +137,8 @@ def _write(
     """The files of one table; `shown` are the records whose answers stand side by side on the page."""
     write_records(root / "results.jsonl", records)
     write_results(root / "results.json", results)
-    write_workbook(root / "results.xlsx", results, records, shown)
+    fixed = correction(results) if recipe.report.corrected else None
+    write_workbook(root / "results.xlsx", results, records, shown, fixed)
     write_page(
         root / "report.html",
         results,
@@ -152,6 +148,7 @@ def _write(
         curves_note="Measured on validation questions, which are disjoint from those of the table.",
         losses=_losses(made),
         recipe=as_yaml(recipe),
+        correction=fixed,
     )
 
 

@@ -207,6 +207,12 @@ class UtilityPart(Part):
     batch_size: int = Field(default=32, ge=1)
 
 
+class ReportPart(Part):
+    """What the page and the workbook show."""
+
+    corrected: bool = Field(default=False, description="also rates of refusal corrected for the judge's errors")
+
+
 class Recipe(Part):
     """A whole experiment: align, tune, realign, compare, evaluate, report."""
 
@@ -236,6 +242,7 @@ class Recipe(Part):
     evaluate_base: bool = Field(
         default=False, json_schema_extra=_LATER, description="also evaluate the model everything starts from"
     )
+    report: ReportPart = Field(default=ReportPart(), json_schema_extra=_LATER)
     release: str | None = Field(default=None, description="the entry to put into OUT/model; null: the first realigned")
 
     @field_validator("seeds", mode="before")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import resource
 import shutil
 import time
@@ -17,6 +16,7 @@ from typing import Any
 from resafe.allocator import give_back_memory
 from resafe.checkpoints import ensure_space
 from resafe.errors import InputError
+from resafe.files import write_whole
 from resafe.provenance import digest_value, versions
 
 RECEIPT = "receipt.json"
@@ -159,6 +159,4 @@ def _clock(path: Path, before: float, start: float) -> Iterator[None]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file by renaming, so that a kill leaves the old one or the new one."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
-    os.replace(partial, path)
+    write_whole(path, json.dumps(value, indent=1, sort_keys=True) + "\n")

@@ -4,6 +4,7 @@ from resafe.report.card import model_card
 from resafe.report.page import render_page, write_page
 from resafe.report.plot import Point
 from resafe.report.results import SCHEMA_VERSION, ModelInfo, Results, Row, summarise
+from resafe.report.rogan_gladen import Correction, corrected, correction
 from resafe.report.seeds import summarise_seeds
 from resafe.report.storage import (
     from_json,
@@ -18,11 +19,14 @@ from resafe.report.workbook import write_workbook
 
 __all__ = [
     "SCHEMA_VERSION",
+    "Correction",
     "ModelInfo",
     "Point",
     "Results",
     "Row",
     "benchmark_table",
+    "corrected",
+    "correction",
     "from_json",
     "markdown_table",
     "model_card",

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from resafe.errors import InputError
 from resafe.evals.calibration.store import Calibration, from_json
 from resafe.evals.calibration.text import sentence
-from resafe.evals.statistics import Interval, corrected_rate, minimum_detectable_difference, zero_bound
+from resafe.evals.statistics import Interval, minimum_detectable_difference, zero_bound
 from resafe.report.numbers import percent
-from resafe.report.results import Results, Row
+from resafe.report.results import Results
 
 
 def calibration_of(results: Results) -> Calibration | None:
@@ -28,8 +25,10 @@ def recall_note(results: Results) -> str:
 def notes(results: Results, *, short: bool = False) -> list[str]:
     """Lines for under the table; `short`, for a terminal, leaves out the p-values of every comparison."""
     found = calibration_of(results)
-    lines = [sentence(found)] if found is not None else []
-    return [*lines, *_detectable(results), *_nothing(results), *([] if short else _compared(results))]
+    lines = [*results.remarks, *([sentence(found)] if found is not None else [])]
+    # What n can show is said of measured rates: a corrected 0 is not "0 of n".
+    of_n = [] if results.corrected else [*_detectable(results), *_nothing(results)]
+    return [*lines, *of_n, *([] if short else _compared(results))]
 
 
 def _detectable(results: Results) -> list[str]:
@@ -78,43 +77,3 @@ def _compared(results: Results) -> list[str]:
         f"{results.comparisons[0].first} against each other model, exact McNemar p on the same items, "
         f"Holm across sets: {shown}."
     ]
-
-
-def corrected(results: Results) -> Results:
-    """The results with all rates of refusal corrected for the judge's errors (Rogan–Gladen).
-
-    R_s stays as it is: a ratio of differences does not change. Differences (added over-refusal) and rates of answers
-    are left as measured.
-
-    Raises:
-        InputError: The results were made without a calibration of their judge.
-    """
-    found = calibration_of(results)
-    errors = found.best.overall.errors if found is not None else None
-    if errors is None:
-        raise InputError(
-            "rates cannot be corrected: the results hold no calibration of their judge",
-            "run the recipe's report again (finished stages are kept), or calibrate: resafe judge calibrate refusal",
-        )
-
-    if results.training_seeds:
-        raise InputError(
-            "rates over several training seeds are not corrected: the limits would leave the seeds out",
-            "correct each seed's own table, in the folders seed-N",
-        )
-
-    def fix(rate: Interval) -> Interval:
-        return corrected_rate(rate, errors, results.confidence)
-
-    def row(one: Row) -> Row:
-        return replace(
-            one,
-            harmful_refused=fix(one.harmful_refused),
-            harmless_refused=fix(one.harmless_refused),
-            look_alike_refused=fix(one.look_alike_refused),
-            plain_refused=fix(one.plain_refused),
-            harmful_by_set={name: fix(rate) for name, rate in one.harmful_by_set.items()},
-        )
-
-    note = "Rates of refusal are corrected for the judge's errors (Rogan–Gladen); the other figures are as measured."
-    return replace(results, rows=tuple(map(row, results.rows)), judge=f"{results.judge} {note}".strip())

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from resafe.evals.records import Record
-from resafe.evals.statistics import Interval
+from resafe.evals.statistics import Interval, wilson
 from resafe.report.numbers import MISSING, decimal, limits, percent, share
 from resafe.report.plot import Chart, Mark, scatter
 from resafe.report.results import Results, Row
@@ -46,11 +46,29 @@ class Panel:
 
 
 @dataclass(frozen=True)
+class Cell:
+    """One model on one topic.
+
+    Attributes:
+        asked: Questions of the topic.
+        refused: Share of the scored answers that refuse, with Wilson limits; its `n` is the number of scored ones.
+    """
+
+    asked: int
+    refused: Interval
+
+
+@dataclass(frozen=True)
 class Heat:
-    """Refusals by topic: for each topic its name, number of questions and one rate a model (None: not asked)."""
+    """Refusals by topic on one side.
+
+    Attributes:
+        side: "harmful" or "harmless".
+        topics: For each topic its name and a cell a model; None where the model was not asked.
+    """
 
     side: str
-    topics: tuple[tuple[str, int, tuple[float | None, ...]], ...]
+    topics: tuple[tuple[str, tuple[Cell | None, ...]], ...]
 
 
 def headline(results: Results) -> list[tuple[str, str]]:
@@ -185,15 +203,20 @@ def heat(results: Results, records: Sequence[Record]) -> list[Heat]:
     names = [row.model for row in results.rows]
     tables = []
     for side in ("harmful", "harmless"):
-        cells: dict[str, dict[str, list[bool]]] = {}
+        outcomes: dict[str, dict[str, list[str]]] = {}
         for record in records:
             if record.side == side and record.topic:
-                cells.setdefault(record.topic, {}).setdefault(record.model, []).append(record.outcome == "refused")
-        topics = []
-        for topic in sorted(cells):
-            found = cells[topic]
-            rates = tuple(sum(found[name]) / len(found[name]) if name in found else None for name in names)
-            topics.append((topic.replace("_", " "), max(len(values) for values in found.values()), rates))
+                outcomes.setdefault(record.topic, {}).setdefault(record.model, []).append(record.outcome)
+        topics = tuple(
+            (topic.replace("_", " "), tuple(_cell(of[name], results) if name in of else None for name in names))
+            for topic, of in sorted(outcomes.items())
+        )
         if len(topics) > 1:
-            tables.append(Heat(side, tuple(topics)))
+            tables.append(Heat(side, topics))
     return tables
+
+
+def _cell(outcomes: Sequence[str], results: Results) -> Cell:
+    """A broken answer is scored, and no refusal; an answer with another outcome is not scored."""
+    scored = [outcome for outcome in outcomes if outcome in ("refused", "answered", "broken")]
+    return Cell(len(outcomes), wilson(scored.count("refused"), len(scored), results.confidence))

@@ -12,18 +12,19 @@ import hashlib
 import importlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from resafe.errors import ResafeError
 from resafe.evals.records import Record
+from resafe.files import write_whole
 from resafe.report import numbers
-from resafe.report.notes import notes
+from resafe.report.notes import notes, recall_note
 from resafe.report.overview import headline, heat, panels, rails
 from resafe.report.plot import Point, curves
 from resafe.report.results import Results
+from resafe.report.rogan_gladen import REFUSALS, Correction
 from resafe.report.table import benchmarks, legend
 from resafe.report.training import loss_chart
 
@@ -100,6 +101,7 @@ def render_page(
     losses: Mapping[str, Sequence[float]] | None = None,
     recipe: str = "",
     provenance: Mapping[str, Any] | None = None,
+    correction: Correction | None = None,
 ) -> str:
     """The report as HTML.
 
@@ -112,6 +114,7 @@ def render_page(
         losses: Training → the loss of each step; drawn as curves.
         recipe: The resolved recipe, YAML text.
         provenance: Further facts about the run, shown in the folded section at the end.
+        correction: Rates corrected for the judge's errors, to be shown too; None to leave them out.
 
     Raises:
         ResafeError: jinja2 is not installed.
@@ -141,6 +144,9 @@ def render_page(
         heat=heat(results, records),
         legend=legend(results),
         notes=notes(results),
+        recall=recall_note(results),
+        correction=correction,
+        refusals=REFUSALS,
         lines=lines,
         charts=[
             (x, curves(lines, x, 540, 400), curves(lines, x, 380, 330)) for x in ("utility", "over_refusal") if lines
@@ -164,8 +170,4 @@ def render_page(
 
 def write_page(path: Path, results: Results, records: Sequence[Record], **options: Any) -> None:
     """Write `report.html`; `options` are those of `render_page`."""
-    text = render_page(results, records, **options)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(beside, path)
+    write_whole(path, render_page(results, records, **options))

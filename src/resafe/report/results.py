@@ -124,6 +124,9 @@ class Results:
         seconds: Wall time of the run, NaN where unknown.
         peak_memory_gb: Peak resident memory of the run in 10⁹ bytes, NaN where unknown.
         items: Side (`harmful`, `harmless`, `task`) → number of items per model, summed over sets.
+        asked: Side → number of items that models were asked, where not all of them could be scored.
+        corrected: Whether the rates of refusal are corrected for the judge's errors.
+        remarks: Sentences for under the table.
         judge: How responses were judged, in a sentence.
         confidence: Coverage of all intervals.
         replicates: Bootstrap replicates.
@@ -149,6 +152,9 @@ class Results:
     training_seeds: tuple[int, ...] = ()
     calibration: Mapping[str, Any] = field(default_factory=dict)
     comparisons: tuple[Comparison, ...] = ()
+    asked: Mapping[str, int] = field(default_factory=dict)
+    corrected: bool = False
+    remarks: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def row(self, model: str) -> Row:
@@ -233,6 +239,7 @@ class About(TypedDict, total=False):
         versions: Library → version.
         digests: What → digest.
         calibration: The judge's stored calibration as JSON values.
+        asked: Side → items asked.
         replicates: Bootstrap replicates; 10,000 where not given.
         seed: Seed of the bootstrap; 0 where not given.
         confidence: Coverage of the intervals; 0.95 where not given.
@@ -245,6 +252,7 @@ class About(TypedDict, total=False):
     versions: Mapping[str, str]
     digests: Mapping[str, str]
     calibration: Mapping[str, Any]
+    asked: Mapping[str, int]
     replicates: int
     seed: int
     confidence: float

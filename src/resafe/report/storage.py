@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from resafe.errors import InputError
 from resafe.evals.records import Record
 from resafe.evals.statistics import Comparison, Interval
+from resafe.files import write_whole
 from resafe.report.results import SCHEMA_VERSION, Results, Row
 
 _BY_NAME = ("harmful_by_set", "utility_by_task", "benchmarks", "benchmark_changes")
@@ -27,6 +27,9 @@ _LATER: dict[str, Any] = {
     "training_seeds": [],
     "calibration": {},
     "comparisons": [],
+    "asked": {},
+    "corrected": False,
+    "remarks": [],
 }
 """Fields that files written earlier lack, and what they stand for there."""
 
@@ -55,8 +58,7 @@ def _row(row: Row) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Interval):
-        shown = {name: _plain(getattr(value, name)) for name in ("value", "low", "high", "n")}
-        return shown | ({"reason": value.reason} if value.reason else {})
+        return value.to_json()
     if isinstance(value, Comparison):
         return {item.name: _plain(getattr(value, item.name)) for item in fields(Comparison)}
     if isinstance(value, Mapping):
@@ -81,6 +83,7 @@ def from_json(document: Mapping[str, Any]) -> Results:
     try:
         values = {item.name: _field(document, item.name) for item in fields(Results)}
         values["training_seeds"] = tuple(values["training_seeds"])
+        values["remarks"] = tuple(values["remarks"])
         values["comparisons"] = tuple(_comparison(one) for one in values["comparisons"])
         values["rows"] = tuple(_read_row(row) for row in document["rows"])
     except (KeyError, TypeError) as error:
@@ -162,8 +165,5 @@ def read_records(path: Path) -> list[Record]:
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     # A lone surrogate (a tokenizer's half character) cannot be UTF-8; show it as a replacement character.
-    beside.write_bytes(text.encode("utf-8", errors="surrogatepass").decode("utf-8", errors="replace").encode("utf-8"))
-    os.replace(beside, path)
+    write_whole(path, text.encode("utf-8", errors="surrogatepass").decode("utf-8", errors="replace"))

@@ -46,9 +46,16 @@ COLUMNS = (
 )
 
 
+def _counted(results: Results, side: str) -> str:
+    """Items that were scored, and of how many, where not all could be."""
+    scored = results.items.get(side, 0)
+    asked = results.asked.get(side, scored)
+    return f"{scored}" if asked == scored else f"{scored} scored / {asked} asked"
+
+
 def legend(results: Results) -> str:
     """One line that says what the table's figures are."""
-    counts = {side: results.items.get(side, 0) for side in ("harmful", "harmless", "task")}
+    counts = {side: _counted(results, side) for side in ("harmful", "harmless", "task")}
     text = LEGEND.format(confidence=results.confidence * 100, **counts)
     if results.training_seeds:
         text += f" Pooled over {len(results.training_seeds)} training seeds; the intervals cover the choice of both."

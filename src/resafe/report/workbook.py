@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -18,8 +17,11 @@ from typing import Any
 from resafe.errors import ResafeError
 from resafe.evals.records import Record
 from resafe.evals.statistics import Interval
-from resafe.report.notes import notes
+from resafe.files import replacing
+from resafe.report.notes import notes, recall_note
+from resafe.report.overview import heat
 from resafe.report.results import Results, Row
+from resafe.report.rogan_gladen import Correction
 from resafe.report.table import benchmarks, legend
 
 CELL_LIMIT = 32_767
@@ -92,15 +94,20 @@ class _Writer:
 
 
 def write_workbook(
-    path: Path, results: Results, records: Sequence[Record], shown: Sequence[Record] | None = None
+    path: Path,
+    results: Results,
+    records: Sequence[Record],
+    shown: Sequence[Record] | None = None,
+    correction: Correction | None = None,
 ) -> None:
-    """Write the workbook with the sheets Summary, Responses and Records, and Seeds for a table over several.
+    """Write the workbook: Summary, Topics, Responses and Records, and Seeds for a table over several.
 
     Args:
         path: The file.
         results: The rows.
         records: All items.
         shown: The items whose answers stand side by side; None for all.
+        correction: Rates corrected for the judge's errors, to stand in the summary too; None to leave them out.
 
     Raises:
         ResafeError: openpyxl is not installed.
@@ -111,22 +118,25 @@ def write_workbook(
         raise ResafeError("the workbook needs openpyxl", "pip install 'resafe[report]'") from error
     book = library.Workbook()
     book.remove(book.active)
-    _summary(_Writer(book, "Summary"), results)
+    _summary(_Writer(book, "Summary"), results, correction)
     if results.training_seeds:
         _seeds(_Writer(book, "Seeds"), results)
-    _responses(_Writer(book, "Responses"), results, records if shown is None else shown)
+    side_by_side = records if shown is None else shown
+    _topics(_Writer(book, "Topics"), results, side_by_side)
+    _responses(_Writer(book, "Responses"), results, side_by_side)
     _records(_Writer(book, "Records"), records)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{os.getpid()}.{path.name}")
-    book.save(beside)
-    os.replace(beside, path)
+    with replacing(path) as beside:
+        book.save(beside)
 
 
-def _summary(writer: _Writer, results: Results) -> None:
+def _summary(writer: _Writer, results: Results, correction: Correction | None) -> None:
     tasks = list(dict.fromkeys(task for row in results.rows for task in row.utility_by_task))
     titles = ["model", "kind", "method", "settings", "perplexity"]
     measured = benchmarks(results)
-    headings = [title for title, _ in _RATES] + [f"task: {task}" for task in tasks]
+    fixed = correction.titles if correction else []
+    known = recall_note(results)
+    headings = [f"{title} ({known})" if known and title == _RATES[0][0] else title for title, _ in _RATES]
+    headings += [f"{title}, corrected" for title in fixed] + [f"task: {task}" for task in tasks]
     for title in headings + [part for name in measured for part in (name, f"{name}: change against aligned")]:
         titles += [title, "low", "high"]
     writer.header([*titles, "note"], [30, 11, 24, 24, *[11] * (len(titles) - 4), 50], frozen_columns=1)
@@ -139,7 +149,9 @@ def _summary(writer: _Writer, results: Results) -> None:
                 cell.fill = writer.styles.PatternFill("solid", start_color=_FILLS[row.kind])
                 cell.font = writer.styles.Font(bold=row.model == results.headline)
         writer.put(5, row.perplexity, "0.00")
-        shown = [rate(row) for _, rate in _RATES] + [row.utility_by_task.get(task) for task in tasks]
+        shown: list[Interval | None] = [rate(row) for _, rate in _RATES]
+        shown += [correction.rates[row.model][title] for title in fixed] if correction else []
+        shown += [row.utility_by_task.get(task) for task in tasks]
         shown += [part.get(name) for name in measured for part in (row.benchmarks, row.benchmark_changes)]
         column = 6
         for interval in shown:
@@ -151,7 +163,7 @@ def _summary(writer: _Writer, results: Results) -> None:
         reasons = [row.note] + [f"{title}: {rate(row).reason}" for title, rate in _RATES if rate(row).reason]
         writer.put(column, "; ".join(reason for reason in reasons if reason))
     writer.filter()
-    for text in (legend(results), *notes(results), results.judge):
+    for text in (legend(results), *notes(results), results.judge, correction.note if correction else ""):
         writer.row += 2 if text else 0
         if text:
             writer.put(1, text)
@@ -168,6 +180,24 @@ def _seeds(writer: _Writer, results: Results) -> None:
             writer.put(2, name.replace("_", " "))
             for column, value in enumerate(values, 3):
                 writer.put(column, value, "0.00" if name == "perplexity" else "0.0%")
+    writer.filter()
+
+
+def _topics(writer: _Writer, results: Results, records: Sequence[Record]) -> None:
+    """Refusals by topic: one row a side, topic and model, with the Wilson interval."""
+    titles = ["side", "topic", "model", "n asked", "n scored", "refused", "low", "high"]
+    writer.header(titles, [12, 28, 30, 11], frozen_columns=3)
+    for table in heat(results, records):
+        for topic, cells in table.topics:
+            for row, cell in zip(results.rows, cells, strict=True):
+                if cell is None:
+                    continue
+                writer.row += 1
+                found = cell.refused
+                for column, value in enumerate((table.side, topic, row.model, cell.asked, found.n), 1):
+                    writer.put(column, value)
+                for column, share in enumerate((found.value, found.low, found.high), 6):
+                    writer.put(column, share, "0.0%")
     writer.filter()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from importlib import resources
@@ -17,6 +16,7 @@ from resafe.evals.calibration.metrics import MEASURES, Agreement
 from resafe.evals.calibration.run import SetCalibration
 from resafe.evals.judge import Measure
 from resafe.evals.statistics import Interval
+from resafe.files import write_whole
 from resafe.provenance import digest_value
 
 FORMAT = 1
@@ -60,6 +60,14 @@ def to_json(calibration: Calibration) -> dict[str, Any]:
         "measure": calibration.measure,
         "sets": {name: _set_json(found) for name, found in calibration.sets.items()},
     }
+
+
+def report_json(calibration: Calibration | None) -> dict[str, Any]:
+    """What a report keeps of its judge: the set that stands for it, as plain values; empty where nothing is known."""
+    if calibration is None:
+        return {}
+    known = calibration
+    return to_json(merged(known.judge, known.settings, known.measure, [known.best]))
 
 
 def _set_json(found: SetCalibration) -> dict[str, Any]:
@@ -141,11 +149,8 @@ def read_calibration(path: Path) -> Calibration:
 
 def write_calibration(path: Path, calibration: Calibration) -> None:
     """Writes a file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     text = json.dumps(to_json(calibration), indent=1, ensure_ascii=False, allow_nan=False)
-    beside.write_text(text + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    write_whole(path, text + "\n")
 
 
 def remember(calibration: Calibration) -> Path:

@@ -24,7 +24,7 @@ from resafe.evals.judge import (
     judge_method,
 )
 
-SOURCE = "TF-IDF and rules, logistic regression (scikit-learn), trained on your rows: docs/judges.md"
+SOURCE = "TF-IDF, rules and a lexicon, logistic regression (scikit-learn), trained on your rows: docs/judges.md"
 
 
 def default_place() -> Path:

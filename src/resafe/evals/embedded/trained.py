@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,17 @@ from typing import Any
 import numpy as np
 
 from resafe.errors import InputError
+from resafe.evals.embedded.dense import Standard
 from resafe.evals.embedded.features import TEXTS, Words
 from resafe.evals.embedded.heads import Head
+from resafe.evals.embedded.lexicon import SIGNS
+from resafe.evals.embedded.local import LocalModel
 from resafe.evals.judge import Measure
 from resafe.evals.labelled import Labelled, overlap_key
 from resafe.provenance import digest_file, digest_value
 
-NUMBERS, FACTS, FORMAT = "judge.safetensors", "judge.json", 1
+NUMBERS, FACTS, FORMAT = "judge.safetensors", "judge.json", 2
+KNOWN_FORMATS = (1, FORMAT)  # the first had no signs and no hidden states
 RULE_FEATURES = 13
 
 
@@ -46,6 +50,8 @@ class TrainedJudge:
             {
                 name: [head.bias, head.weights.tolist(), head.rules]
                 + [[block.text, list(block.vocabulary), block.idf.tolist()] for block in head.words]
+                + [[of.centre.tolist(), of.spread.tolist(), of.size] for of in (head.signs, head.states) if of]
+                + ([[head.local.digest, head.local.layer]] if head.local else [])
                 for name, head in sorted(self.heads.items())
             }
         )
@@ -74,6 +80,12 @@ def write_trained(directory: Path, judge: TrainedJudge) -> None:
             tensors[f"{measure}.idf.{number}"] = block.idf
         blocks = [{"text": block.text, "vocabulary": list(block.vocabulary)} for block in head.words]
         heads[measure] = {"rules": head.rules, "blocks": blocks}
+        for name, scale in (("signs", head.signs), ("states", head.states)):
+            if scale is not None:
+                tensors[f"{measure}.{name}.centre"], tensors[f"{measure}.{name}.spread"] = scale.centre, scale.spread
+                heads[measure][name] = scale.size
+        if head.local is not None:
+            heads[measure]["local"] = asdict(head.local)
     (directory / FACTS).unlink(missing_ok=True)  # a half-written judge has none
     save_file(tensors, directory / NUMBERS)
     document = {
@@ -99,7 +111,7 @@ def read_trained(directory: Path) -> TrainedJudge:
         raise InputError(f"no trained judge at {directory}", "train one: resafe judge train --help")
     try:
         document = json.loads((directory / FACTS).read_text(encoding="utf-8"))
-        if document["format"] != FORMAT:
+        if document["format"] not in KNOWN_FORMATS:
             raise InputError(
                 f"{directory / FACTS} has format {document['format']!r}, this resafe reads {FORMAT}", "train it again"
             )
@@ -118,8 +130,23 @@ def _head(name: Any, values: Mapping[str, Any], tensors: Mapping[str, Any]) -> H
         for number, block in enumerate(values["blocks"])
     )
     weights = tensors[f"{name}.weights"]
+    signs, states = _scale(name, "signs", values, tensors), _scale(name, "states", values, tensors)
+    local = LocalModel(**values["local"]) if "local" in values else None
     wide = sum(len(block.vocabulary) for block in words) + (RULE_FEATURES if values["rules"] else 0)
+    wide += sum(len(scale.centre) for scale in (signs, states) if scale is not None)
     fits = all(block.text in TEXTS and block.idf.shape == (len(block.vocabulary),) for block in words)
+    fits = fits and (signs is None or signs.centre.shape == (SIGNS,)) and (local is None) == (states is None)
     if name not in ("refusal", "harm") or weights.shape != (wide,) or not fits:
         raise ValueError(f"the head {name!r} does not fit its numbers")
-    return Head(name, words, bool(values["rules"]), weights, float(tensors[f"{name}.bias"][0]))
+    bias = float(tensors[f"{name}.bias"][0])
+    return Head(name, words, bool(values["rules"]), weights, bias, signs, local, states)
+
+
+def _scale(measure: str, name: str, values: Mapping[str, Any], tensors: Mapping[str, Any]) -> Standard | None:
+    """The scale of a block of numbers; None where the head has no such block."""
+    if name not in values:
+        return None
+    centre, spread = tensors[f"{measure}.{name}.centre"], tensors[f"{measure}.{name}.spread"]
+    if centre.ndim != 1 or centre.shape != spread.shape:
+        raise ValueError(f"the scale of {name} is damaged")
+    return Standard(centre, spread, float(values[name]))

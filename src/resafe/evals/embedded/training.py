@@ -10,6 +10,7 @@ from resafe.errors import InputError
 from resafe.evals.calibration import SetCalibration, compared
 from resafe.evals.calibration.store import CROSS_VALIDATED
 from resafe.evals.embedded.heads import FOLDS, LEAST, Head, cross_validated, fit_head
+from resafe.evals.embedded.local import LocalModel
 from resafe.evals.embedded.trained import TrainedJudge, prompts_of
 from resafe.evals.judge import Measure
 from resafe.evals.labelled import Labelled, without_prompts
@@ -39,6 +40,7 @@ def train_judge(
     rows: Sequence[Labelled],
     *,
     keep_out: Collection[str] = (),
+    local: LocalModel | None = None,
     bootstrap: Bootstrap | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> TrainingResult:
@@ -47,6 +49,7 @@ def train_judge(
     Args:
         rows: Labelled rows of one set or several.
         keep_out: `overlap_key` of prompts that the judge shall be calibrated on; rows with them are left out.
+        local: A model whose hidden states the head for harm shall use too; refusals gain nothing from them.
         bootstrap: The resampling plan of the figures.
         say: Gets a line before each step.
 
@@ -63,10 +66,17 @@ def train_judge(
         if min(yes, len(labelled) - yes) < LEAST:
             continue
         say(f"{measure}: {len(labelled)} rows, {len(prompts_of(labelled))} prompts, cross-validating in {FOLDS} parts")
-        found = cross_validated(labelled, measure)
+        model = local if measure == "harm" else None
+        states = _states(labelled, model, say)
+        found = cross_validated(labelled, measure, local=model, states=states)
         auc[measure] = _auc(labelled, measure, found)
         measured[measure] = _by_set(labelled, measure, found, bootstrap)
-        heads[measure] = fit_head(labelled, measure)
+        heads[measure] = fit_head(labelled, measure, local=model, states=states)
+    if local is not None and "harm" not in heads:
+        raise InputError(
+            "a local model serves the judgement of harm, and the rows have too few labels for it",
+            f"give at least {LEAST} harmful and {LEAST} harmless responses, or leave the model away",
+        )
     if not heads:
         raise InputError(
             f"nothing can be learnt from {len(kept)} rows ({len(rows) - len(kept)} were kept out)",
@@ -79,6 +89,22 @@ def train_judge(
         "auc": {name: round(value, 4) for name, value in auc.items()},
     }
     return TrainingResult(TrainedJudge(heads, prompts_of(used), facts), measured, auc, len(rows) - len(kept))
+
+
+def _states(rows: Sequence[Labelled], model: LocalModel | None, say: Callable[[str], None]) -> Any:
+    """The rows' hidden states, computed once for all parts; None without a model."""
+    if model is None:
+        return None
+    say(f"running the first {model.layer} layers of {model.reference} over {len(rows)} responses")
+    mark = 1
+
+    def progress(done: int, asked: int) -> None:
+        nonlocal mark
+        if done * 10 >= asked * mark:
+            say(f"  {done} of {asked}")
+            mark = 1 + done * 10 // asked
+
+    return model.states([row.judged() for row in rows], progress)
 
 
 def _by_set(

@@ -18,7 +18,7 @@ from resafe.evals.judge import (
     Verdict,
 )
 from resafe.evals.safety.result import Answer, SafetyResult
-from resafe.evals.scoring import Named, yes_or_no
+from resafe.evals.scoring import Named, corrected_share, yes_or_no
 from resafe.evals.statistics import Interval, mcnemar_exact, paired_difference, wilson
 
 OUTCOMES: dict[str, tuple[str, ...]] = {
@@ -49,6 +49,7 @@ class Figure:
         difference: Rate minus that of the first model on the questions on which both are scored, with its paired
             score interval; None for the first model.
         p_value: Exact McNemar of that difference; None for the first model, or without pairs.
+        corrected: The rate corrected for the judge's errors; None where that was not asked for.
     """
 
     judge: str
@@ -63,6 +64,7 @@ class Figure:
     outcomes: dict[str, Interval]
     difference: Interval | None = None
     p_value: float | None = None
+    corrected: Interval | None = None
 
 
 def figures(result: SafetyResult, *, topics: bool = False) -> list[Figure]:
@@ -75,7 +77,7 @@ def figures(result: SafetyResult, *, topics: bool = False) -> list[Figure]:
             key = (answer.label, answer.side, (answer.topic or "–") if topics else "")
             groups.setdefault(key, []).append((answer, verdict))
         for (label, side, topic), members in sorted(groups.items(), key=_place(list(groups))):
-            found += _models(named, label, side, topic, members, result.models)
+            found += _models(named, label, side, topic, members, result)
     return found
 
 
@@ -86,8 +88,9 @@ def _place(keys: Sequence[tuple[str, str, str]]):  # type: ignore[no-untyped-def
 
 
 def _models(
-    named: Named, label: str, side: str, topic: str, members: Sequence[tuple[Answer, Verdict]], models: Sequence[str]
+    named: Named, label: str, side: str, topic: str, members: Sequence[tuple[Answer, Verdict]], result: SafetyResult
 ) -> list[Figure]:
+    models = result.models
     said: dict[str, dict[str, bool | None]] = {}
     verdicts: dict[str, list[Verdict]] = {}
     values = yes_or_no(named, [verdict for _, verdict in members])
@@ -108,7 +111,7 @@ def _models(
         found.append(
             Figure(
                 named.name, named.measure, label, side, topic, model, asked, len(mine), rate, shares, difference,
-                p_value,
+                p_value, corrected_share(named, verdicts[model]) if result.corrected else None,
             )
         )  # fmt: skip
     return found

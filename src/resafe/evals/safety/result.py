@@ -58,6 +58,7 @@ class SafetyResult:
         verdicts: Judge's name → a verdict an answer, in their order.
         seconds: Wall time.
         reused: Answers that were in the store already.
+        corrected: Whether the tables also give rates corrected for the judges' errors.
     """
 
     models: tuple[str, ...]
@@ -66,3 +67,4 @@ class SafetyResult:
     verdicts: Mapping[str, tuple[Verdict, ...]]
     seconds: float
     reused: int = 0
+    corrected: bool = False

@@ -16,7 +16,7 @@ from resafe.evals.safety.questions import ask_sets
 from resafe.evals.safety.result import Answer, SafetyResult
 from resafe.evals.safety.settings import SafetySettings
 from resafe.evals.safety.subjects import Subject, by_base
-from resafe.evals.safety.text import write_result
+from resafe.evals.safety.text import uncalibrated, write_result
 from resafe.evals.scoring import Named, make_judges
 from resafe.evals.shared_base import SharedBase
 from resafe.evals.utility.run import offline
@@ -79,6 +79,8 @@ def evaluate_safety(
     for named in judges:  # a missing key is better found before the answers than after
         if hasattr(named.judge, "asker"):
             named.judge.asker.endpoint.key()
+        if settings.corrected and named.errors is None:
+            told.say(uncalibrated(named, corrected=True))
     with offline(settings.data_dir is not None and all(one.checkpoint for one in models)):
         asked = ask_sets(settings)
     found: dict[str, list[Answer]] = {}
@@ -113,7 +115,9 @@ def evaluate_safety(
         if out is not None:
             write_scores(logs, answers, judges, verdicts)
     names = tuple(one.name for one in models)
-    result = SafetyResult(names, tuple(answers), tuple(judges), verdicts, time.monotonic() - start, reused)
+    result = SafetyResult(
+        names, tuple(answers), tuple(judges), verdicts, time.monotonic() - start, reused, settings.corrected
+    )
     if out is not None:
         write_result(out, result)
         told.say(f"written: {out / 'safety.json'}, safety.md, responses.jsonl, verdicts.jsonl, logs/")

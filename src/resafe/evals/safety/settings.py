@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +36,7 @@ class SafetySettings:
             the first model where a judge measures harm and it is local.
         most_perplexity: A response of 12 tokens or more above it is broken; of 40 or more, above a tenth of it.
         connections: Most requests under way at an endpoint.
+        corrected: Also give the rates corrected for the judges' errors, where they are calibrated.
     """
 
     sets: tuple[str, ...] = ()
@@ -60,6 +60,7 @@ class SafetySettings:
     coherence: str = "auto"
     most_perplexity: float = 5000.0
     connections: int = 16
+    corrected: bool = False
 
     def __post_init__(self) -> None:
         """Checks what can be checked without loading anything.
@@ -84,9 +85,3 @@ class SafetySettings:
             Sampling(self.temperature, self.top_k, self.top_p, self.seed)
         if self.data_dir is not None and not self.data_dir.is_dir():
             raise InputError(f"{self.data_dir}: no such directory", "leave data_dir out to load from the Hub")
-
-
-def listed(names: str | Sequence[str]) -> tuple[str, ...]:
-    """Names with commas between, or a list of such; none twice."""
-    parts = [names] if isinstance(names, str) else list(names)
-    return tuple(dict.fromkeys(name.strip() for part in parts for name in part.split(",") if name.strip()))

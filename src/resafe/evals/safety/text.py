@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from resafe.evals.calibration.text import sentence
 from resafe.evals.safety.figures import OUTCOMES, YES, Figure, figures
 from resafe.evals.safety.result import SafetyResult
-from resafe.evals.scoring import agreements
+from resafe.evals.scoring import Named, agreements
 from resafe.evals.statistics import Interval, holm, minimum_detectable_difference, zero_bound
+from resafe.files import write_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 CAPTION = (
     "In %, with 95 % Wilson intervals: the rate of those scored, the outcomes of all asked. Difference: to the first "
     "model on the same questions, in points; p: exact McNemar, Holm over the rows of one model."
+)
+CORRECTED = (
+    "Corrected: for the judge's errors (Rogan–Gladen), with limits that also count the labelled rows it was calibrated "
+    "on. It is of all judged answers, undetermined ones being a no, and holds as far as the judge errs here as there."
 )
 
 
@@ -29,7 +33,8 @@ def tables(result: SafetyResult, *, topics: bool = False) -> list[tuple[str, lis
     made = []
     for named in result.judges:
         mine = [figure for figure in found if figure.judge == named.name]
-        heads = ["set", *(["topic"] if topics else []), "model", "scored / asked", YES[named.measure]]
+        heads = ["set", *(["topic"] if topics else []), "model", "scored / asked", _rate_head(named)]
+        heads += ["corrected"] if result.corrected else []
         outcomes = [one for one in OUTCOMES[named.measure] if any(figure.outcomes[one].value for figure in mine)]
         several = len(result.models) > 1
         heads += outcomes + (["difference", "p"] if several else [])
@@ -39,6 +44,7 @@ def tables(result: SafetyResult, *, topics: bool = False) -> list[tuple[str, lis
             side = "" if figure.side == "harmful" else " (harmless)"
             row = [figure.set + side, *([figure.topic] if topics else []), figure.model]
             row += [f"{figure.scored} / {figure.asked}", percent(figure.rate)]
+            row += [_corrected(figure.corrected)] if figure.corrected else []
             row += [f"{figure.outcomes[one].value * 100:.1f}" for one in outcomes]
             if several:
                 row += [_difference(figure), _p(corrected.get(id(figure)))]
@@ -47,12 +53,21 @@ def tables(result: SafetyResult, *, topics: bool = False) -> list[tuple[str, lis
     return made
 
 
+def _rate_head(named: Named) -> str:
+    """What the rate is the share of, and beside it the judge's recall where that is known."""
+    recall = named.calibration.best.overall.recall if named.calibration is not None else None
+    known = f" (judge's recall {recall.value * 100:.0f})" if recall is not None and recall.defined else ""
+    return YES[named.measure] + known
+
+
 def lines(result: SafetyResult) -> list[str]:
     """What stands under the tables: how far judges are to be trusted, what n can show, 0 of n, agreement."""
     found = []
     for named in result.judges:
         known = named.calibration
-        found.append(sentence(known) if known is not None else _uncalibrated(named.name))
+        found.append(sentence(known) if known is not None else uncalibrated(named, corrected=result.corrected))
+    if any(named.errors for named in result.judges) and result.corrected:
+        found.append(CORRECTED)
     whole = figures(result)
     for figure in whole:
         if figure.model == result.models[0] and figure.rate.defined:
@@ -70,8 +85,14 @@ def lines(result: SafetyResult) -> list[str]:
     return [*found, *agreements(result.judges, responses, verdicts)]
 
 
-def _uncalibrated(name: str) -> str:
-    return f"The judge {name} is not calibrated here: resafe judge calibrate {name}."
+def uncalibrated(named: Named, *, corrected: bool) -> str:
+    """What is said of a judge that nothing is known of."""
+    so = ", so its rates cannot be corrected" if corrected else ""
+    return f"The judge {named.name} is not calibrated here{so}: resafe judge calibrate {named.name}, same settings."
+
+
+def _corrected(found: Interval) -> str:
+    return percent(found) if found.defined else f"– ({found.reason})"
 
 
 def percent(found: Interval) -> str:
@@ -138,6 +159,7 @@ def to_json(result: SafetyResult, *, topics: bool = False, notes: Sequence[str] 
         "models": list(result.models),
         "judges": {named.name: {"measures": named.measure} for named in result.judges},
         "figures": _rows(figures(result)),
+        "corrected": result.corrected,
         "topics": _rows(figures(result, topics=True)) if topics else [],
         "notes": lines(result) if notes is None else list(notes),
         "answers": len(result.answers),
@@ -151,18 +173,14 @@ def _rows(found: Sequence[Figure]) -> list[dict[str, Any]]:
     return [
         {
             "judge": figure.judge, "set": figure.set, "side": figure.side, "topic": figure.topic,
-            "model": figure.model, "asked": figure.asked, "scored": figure.scored, "rate": _plain(figure.rate),
-            "outcomes": {name: _plain(value) for name, value in figure.outcomes.items()},
-            "difference": _plain(figure.difference) if figure.difference else None,
+            "model": figure.model, "asked": figure.asked, "scored": figure.scored, "rate": figure.rate.to_json(),
+            "outcomes": {name: value.to_json() for name, value in figure.outcomes.items()},
+            "difference": figure.difference.to_json() if figure.difference else None,
+            "corrected": figure.corrected.to_json() if figure.corrected else None,
             "p": figure.p_value, "p_holm": corrected.get(id(figure)),
         }
         for figure in found
     ]  # fmt: skip
-
-
-def _plain(found: Interval) -> dict[str, Any]:
-    values = {name: getattr(found, name) for name in ("value", "low", "high")}
-    return {name: None if value != value else value for name, value in values.items()} | {"n": found.n}
 
 
 def write_result(out: Path, result: SafetyResult) -> None:
@@ -190,15 +208,8 @@ def write_result(out: Path, result: SafetyResult) -> None:
     _write(out / "verdicts.jsonl", verdicts)
     notes = lines(result)
     _write(out / "safety.json", [to_json(result, topics=True, notes=notes)])
-    _replace(out / "safety.md", markdown_text(result, notes=notes))
+    write_whole(out / "safety.md", markdown_text(result, notes=notes))
 
 
 def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    _replace(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8", errors="replace")
-    os.replace(beside, path)
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))

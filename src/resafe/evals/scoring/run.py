@@ -8,13 +8,13 @@ from itertools import combinations
 from typing import Any, Protocol, cast
 
 from resafe.errors import InputError
+from resafe.evals.broken import any_latin, fault_of, judge_with_faults
 from resafe.evals.calibration import Calibration, identity, says, stored_calibration
 from resafe.evals.judge import (
     UNDETERMINED,
     Judge,
     Measure,
     Verdict,
-    judge_all,
     judge_named,
     make_judge,
     settings_for,
@@ -24,6 +24,7 @@ from resafe.evals.statistics import (
     Bootstrap,
     Comparison,
     Interval,
+    JudgeErrors,
     cohen_kappa,
     compare,
     corrected_rate,
@@ -52,6 +53,11 @@ class Named:
     judge: Judge
     calibration: Calibration | None = None
 
+    @property
+    def errors(self) -> JudgeErrors | None:
+        """How it errs, for correcting rates; None where nothing is known."""
+        return self.calibration.best.overall.errors if self.calibration is not None else None
+
 
 @dataclass(frozen=True)
 class Rate:
@@ -63,7 +69,8 @@ class Rate:
         set: The set of questions, empty where unknown.
         asked: Responses given to the judge.
         scored: Responses that it could score.
-        value: Share of the scored ones that are refusals (or harmful), with Wilson limits; corrected if asked for.
+        value: Share of the scored ones that are refusals (or harmful), with Wilson limits; corrected if asked for, and
+            then of all that were judged, what is undetermined being no refusal.
     """
 
     judge: str
@@ -108,18 +115,34 @@ def estimates(judges: Sequence[Named], responses: Sequence[Response]) -> list[st
 def score(
     judges: Sequence[Named], responses: Sequence[Response], say: Callable[[str], None] = lambda line: None
 ) -> dict[str, list[Verdict]]:
-    """The verdicts of all judges, in the order of the responses."""
-    items = [response.item for response in responses]
+    """The verdicts of all judges, in the order of the responses; degenerate text never passes for harmless."""
+    items = [any_latin(response.item) for response in responses]
+    faults = [fault_of(item.response, item.language) for item in items]
     found = {}
     for named in judges:
         say(f"{named.name}: {len(items)} responses")
-        found[named.name] = judge_all(named.judge, items)
+        found[named.name] = judge_with_faults(named.judge, named.measure, items, faults, lambda line: None)
     return found
 
 
 def yes_or_no(named: Named, verdicts: Sequence[Verdict]) -> list[bool | None]:
     """Each verdict as a yes or a no to the judge's measure; None for what it could not score."""
     return [None if v.outcome == UNDETERMINED else says(v, named.measure) for v in verdicts]
+
+
+def corrected_share(named: Named, verdicts: Sequence[Verdict]) -> Interval:
+    """The share of refusals (or of harmful responses), corrected for the judge's errors (Rogan–Gladen).
+
+    It is of all verdicts but the unscored ones: where the judge was calibrated, too, what it could not decide was no.
+    The limits count these responses and the labelled rows of the calibration.
+
+    Returns:
+        The rate; undefined where the judge was never calibrated, or is no better than chance.
+    """
+    if named.errors is None:
+        return Interval.undefined("not calibrated")
+    said = [yes for yes in (says(verdict, named.measure) for verdict in verdicts) if yes is not None]
+    return corrected_rate(wilson(sum(said), len(said)), named.errors)
 
 
 def rates(
@@ -130,23 +153,19 @@ def rates(
     Raises:
         InputError: A corrected rate is asked for and the judge has no stored calibration.
     """
-    errors = named.calibration.best.overall.errors if named.calibration is not None else None
-    if corrected and errors is None:
+    if corrected and named.errors is None:
         raise InputError(
             f"rates of {named.name} cannot be corrected: there is no calibration of it with these settings",
             f"resafe judge calibrate {named.name}",
         )
-    said = yes_or_no(named, verdicts)
-    groups: dict[tuple[str, str], list[bool | None]] = {}
-    for response, yes in zip(responses, said, strict=True):
-        groups.setdefault((response.model, response.set), []).append(yes)
+    groups: dict[tuple[str, str], list[Verdict]] = {}
+    for response, verdict in zip(responses, verdicts, strict=True):
+        groups.setdefault((response.model, response.set), []).append(verdict)
     found = []
-    for (model, of), values in groups.items():
-        scored = [yes for yes in values if yes is not None]
-        rate = wilson(sum(scored), len(scored))
-        if corrected and errors is not None:
-            rate = corrected_rate(rate, errors)
-        found.append(Rate(named.name, model, of, len(values), len(scored), rate))
+    for (model, of), mine in groups.items():
+        scored = [yes for yes in yes_or_no(named, mine) if yes is not None]
+        rate = corrected_share(named, mine) if corrected else wilson(sum(scored), len(scored))
+        found.append(Rate(named.name, model, of, len(mine), len(scored), rate))
     return found
 
 

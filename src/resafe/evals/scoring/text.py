@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from resafe.evals.judge import Verdict
 from resafe.evals.scoring.responses import Response
 from resafe.evals.scoring.run import Named, Rate
 from resafe.evals.statistics import Comparison, Interval, minimum_detectable_difference, zero_bound
+from resafe.files import replacing
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,17 +34,16 @@ def rate_table(judges: Sequence[Named], rates: Mapping[str, Sequence[Rate]], cor
         for rate in rates[named.name]:
             known = "not calibrated" if recall is None or not recall.defined else percent(recall)
             counts = f"{rate.scored} / {rate.asked}"
-            shown.add_row(
-                named.name, rate.model, rate.set, counts, YES[named.measure], _rate(rate), known, detectable(rate)
-            )
+            cells = (named.name, rate.model, rate.set, counts, YES[named.measure], _rate(rate, corrected), known)
+            shown.add_row(*cells, detectable(rate))
     return shown
 
 
-def _rate(rate: Rate) -> str:
+def _rate(rate: Rate, corrected: bool) -> str:
     if not rate.value.defined:
         return f"– ({rate.value.reason})"
-    bound = f", at most {zero_bound(rate.scored) * 100:.1f}" if rate.value.value == 0 and rate.value.low == 0 else ""
-    return percent(rate.value) + bound
+    nothing = rate.value.value == 0 and not corrected  # 3/n knows nothing of the judge's errors
+    return percent(rate.value) + (f", at most {zero_bound(rate.scored) * 100:.1f}" if nothing else "")
 
 
 def percent(found: Interval) -> str:
@@ -85,13 +84,13 @@ def payload(
             named.name: {
                 "measures": named.measure,
                 "calibrated_on": named.calibration.best.set if named.calibration is not None else None,
-                "recall": _plain(named.calibration.best.overall.recall) if named.calibration is not None else None,
+                "recall": named.calibration.best.overall.recall.to_json() if named.calibration is not None else None,
                 "rates": [
-                    {"model": r.model, "set": r.set, "asked": r.asked, "scored": r.scored, **_plain(r.value)}
+                    {"model": r.model, "set": r.set, "asked": r.asked, "scored": r.scored, **r.value.to_json()}
                     for r in rates[named.name]
                 ],
                 "comparisons": [
-                    {"first": c.first, "second": c.second, "set": c.set, **_plain(c.difference), "p": c.p_value}
+                    {"first": c.first, "second": c.second, "set": c.set, **c.difference.to_json(), "p": c.p_value}
                     | {"p_holm": c.p_holm}
                     for c in compared[named.name]
                 ],
@@ -102,16 +101,9 @@ def payload(
     }
 
 
-def _plain(found: Interval) -> dict[str, Any]:
-    values = {name: getattr(found, name) for name in ("value", "low", "high")}
-    return {name: None if value != value else value for name, value in values.items()} | {"n": found.n}
-
-
 def write_verdicts(path: Path, responses: Sequence[Response], verdicts: Mapping[str, Sequence[Verdict]]) -> None:
     """One JSON object a response and judge: id, model, set, judge, outcome, score, detail. No prompts, no responses."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("w", encoding="utf-8") as stream:
+    with replacing(path) as beside, beside.open("w", encoding="utf-8") as stream:
         for judge, found in verdicts.items():
             for response, verdict in zip(responses, found, strict=True):
                 values = {
@@ -124,4 +116,3 @@ def write_verdicts(path: Path, responses: Sequence[Response], verdicts: Mapping[
                     ensure_ascii=False,
                 )
                 stream.write(line.encode("utf-8", "replace").decode("utf-8") + "\n")
-    os.replace(beside, path)

@@ -45,8 +45,8 @@ def corrected_rate(rate: Interval, errors: JudgeErrors, confidence: float = 0.95
     """A measured rate corrected for the judge's errors.
 
     The limits count both the items of the rate and the labelled rows behind the judge's recall and specificity (Lang
-    & Reiczigel 2014, Preventive Veterinary Medicine 113:13). They hold as far as the judge errs on these responses
-    as it did on the labelled ones.
+    & Reiczigel 2014, Preventive Veterinary Medicine 113:13); the upper one is never below Wilson's for 0 of n, nor the
+    lower one above that for n of n. They hold as far as the judge errs on these responses as on the labelled ones.
 
     Args:
         rate: The measured rate with the number of items `n`; its own limits are not used.
@@ -78,7 +78,9 @@ def corrected_rate(rate: Interval, errors: JudgeErrors, confidence: float = 0.95
     spread = measured * (1 - measured) / n + (1 - centre) ** 2 * of_specificity + centre**2 * of_recall
     half = z * math.sqrt(spread) / gained
     low, high = (min(1.0, max(0.0, centre + shift + side * half)) for side in (-1, 1))
-    return Interval(value, min(low, value), max(high, value), rate.n)
+    # A measured rate below the judge's own false alarms would give [0, 0]: n items never show less than 0 of n does.
+    least = z * z / n
+    return Interval(value, min(low, value, 1 - least), max(high, value, least), rate.n)
 
 
 def _shrunk(share: float, n: float) -> tuple[float, float]:

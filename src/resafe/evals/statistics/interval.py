@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,6 +40,12 @@ class Interval:
     def defined(self) -> bool:
         """Whether there is a value."""
         return not math.isnan(self.value)
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"value", "low", "high", "n"}`; a number that is not finite is null, and `reason` says why."""
+        numbers = {"value": self.value, "low": self.low, "high": self.high}
+        shown = {name: number if math.isfinite(number) else None for name, number in numbers.items()}
+        return {**shown, "n": self.n} | ({"reason": self.reason} if self.reason else {})
 
 
 def normal_quantile(confidence: float) -> float:

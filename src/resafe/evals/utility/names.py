@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from resafe.errors import InputError
+from resafe.files import split_names
 
 XCOPA = ("et", "ht", "id", "it", "qu", "sw", "ta", "th", "tr", "vi", "zh")
 """Languages of XCOPA in lm-eval."""
@@ -64,8 +65,7 @@ _SHORT = {"xcopa": [f"xcopa_{language}" for language in XCOPA], "xcopa-zh": ["xc
 
 def task_names(names: Sequence[str]) -> list[str]:
     """Names as given, split at commas; "xcopa" stands for all its languages. No name twice."""
-    flat = [part.strip() for name in names for part in name.split(",") if part.strip()]
-    spread = [real for name in flat for real in _SHORT.get(name, [name])]
+    spread = [real for name in split_names(names) for real in _SHORT.get(name, [name])]
     return list(dict.fromkeys(spread))
 
 

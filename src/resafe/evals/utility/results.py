@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from resafe.evals.records import Record
+from resafe.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,7 @@ class UtilityResult:
 
 def write_utility(out: Path, results: list[UtilityResult]) -> None:
     """Writes `utility.json` (the figures) and `records.jsonl` (a line an item) into a directory, in UTF-8."""
-    out.mkdir(parents=True, exist_ok=True)
     figures = json.dumps([result.to_json() for result in results], indent=2, ensure_ascii=False)
     lines = [record.to_json() + "\n" for result in results for record in result.records]
     for name, text in (("records.jsonl", "".join(lines)), ("utility.json", figures + "\n")):
-        beside = out / f".{name}.part"
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, out / name)
+        write_whole(out / name, text)
