@@ -320,10 +320,12 @@ def test_a_metric_that_the_items_are_not_scored_by_has_no_difference():
 
 
 def test_training_rows_are_compared_with_what_is_measured():
-    from resafe.data.overlap import _UTILITY
+    from resafe.data.overlap_sets import public_prompts
     from resafe.evals.utility.names import TASKS
 
-    assert all(file in TASKS[name].files.values() for name, (file, _) in _UTILITY.items())
+    compared = {task.name: task.file for task in public_prompts() if task.name in TASKS}
+    assert {"copa", "xcopa_zh", "xnli_hi", "gsm8k", "humaneval"} <= set(compared)
+    assert all(file in TASKS[name].files.values() for name, file in compared.items())
 
 
 def test_arguments_of_vllm(lab):

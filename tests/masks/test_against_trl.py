@@ -41,7 +41,7 @@ def trl_loss(name: str, table: torch.Tensor, fixed: torch.Tensor, lengths: torch
     return float(loss), {key: values[-1] for key, values in itself._metrics["eval"].items() if "rewards" in key}
 
 
-@pytest.mark.parametrize("name", [name for name in get_args(LossName) if name != "sft"])
+@pytest.mark.parametrize("name", [name for name in get_args(LossName) if name not in ("sft", "distill")])
 def test_loss_and_rewards_are_trls(lab, name):
     smoothing = 0.2 if name in SMOOTHED else 0.0
     made = trainer(lab, "default")

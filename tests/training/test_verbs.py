@@ -81,7 +81,9 @@ def test_harmful_share_and_held_out_prompts(base: str, data: str, tmp_path: Path
         max_bad_share=0.1, start=CPU,
     )  # fmt: skip
     facts = json.loads((result.path / "data.json").read_text())
-    assert facts["mix"] == {"rows": 20, "harmful_share": 0.25, "harmful": "embedded", "seed": 0}
+    mix = facts["mix"]
+    assert mix.pop("overlap")["dropped"] == 0 and "harmful" in facts["overlap"]["compared_with"]
+    assert mix == {"rows": 20, "harmful_share": 0.25, "harmful": "embedded", "seed": 0}
     assert 2 <= len(facts["held_out"]) <= 16
     assert json.loads((result.path / "training.json").read_text())["rows"] == 20
 

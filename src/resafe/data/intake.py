@@ -61,6 +61,8 @@ class IntakeReport:
     def check(self, most: float) -> None:
         """Raises InputError, with the rows' places, if the share of bad rows is above `most` or nothing was kept."""
         lines = [line for places in self.named.values() for line in places]
+        if not self.rows:
+            raise InputError(f"{self.source} holds no rows", "give a file with data")
         if not self.kept:
             why = f"\n  {listed(lines, 3)}" if lines else ""
             raise InputError(
