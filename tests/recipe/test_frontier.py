@@ -21,6 +21,7 @@ from tests.conftest import TinyRun
 from tests.recipe.test_run import changed, directory
 
 
+@pytest.mark.slow
 def test_every_strength_is_evaluated(tiny: TinyRun, tmp_path: Path) -> None:
     raw = changed(tiny, align__sft={**tiny.raw["align"]["sft"], "steps": 2})
     raw["tune"] = {"first": {**raw["tune"]["first"], "steps": 2}}

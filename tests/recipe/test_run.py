@@ -301,6 +301,7 @@ def test_the_content_of_a_data_file_counts_not_its_name(tiny: TinyRun, tmp_path:
     assert digest(path) != first
 
 
+@pytest.mark.slow
 def test_two_runs_in_two_directories_give_the_same(tiny: TinyRun, tmp_path: Path) -> None:
     run_recipe(check_recipe(tiny.raw, ""), tmp_path / "elsewhere")
     assert figures(tmp_path / "elsewhere") == figures(tiny.root)
@@ -341,6 +342,7 @@ def killed_when(tiny: TinyRun, out: Path, place: Path, pattern: str) -> None:
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_its_mask_trains_goes_on_from_the_masks_checkpoint(tiny: TinyRun, tmp_path: Path) -> None:
     out = tmp_path / "run"
     killed_when(tiny, out, tmp_path, "stages/realign-mask-*/work/checkpoint.safetensors")
@@ -396,6 +398,7 @@ def test_a_run_killed_again_and_again_ends_the_same(tiny: TinyRun, tmp_path: Pat
 # Options that the tiny recipe does not use
 
 
+@pytest.mark.slow
 def test_dpo_follows_sft_and_a_mask_is_used_again(tiny: TinyRun, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file
