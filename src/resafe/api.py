@@ -25,6 +25,7 @@ from resafe.engine.lowrank import fuse_adapters
 from resafe.engine.request import OutputDtype
 from resafe.engine.run import Progress as FuseProgress
 from resafe.errors import InputError
+from resafe.files import write_whole
 from resafe.fusion import Fusion
 from resafe.masks.average import average_directories
 from resafe.masks.format import load_masks, save_masks
@@ -67,6 +68,7 @@ def realign(
     pairs: str = "embedded",
     harmless: str = "embedded",
     data_dir: Path | None = None,
+    max_bad_share: float = MAX_BAD_SHARE,
     space: str = "auto",
     system: str | None = None,
     seed: int = 0,
@@ -91,6 +93,7 @@ def realign(
         pairs: Safety pairs for methods that learn.
         harmless: Harmless examples for methods that learn.
         data_dir: Directory with the files of public sets.
+        max_bad_share: Share of unusable rows of a set above which it is refused.
         space: "auto", "factors" or "weights", for adapters.
         system: System turn of the prompts that methods learn from.
         seed: Seed.
@@ -108,7 +111,7 @@ def realign(
     chosen = REALIGN.get(method)
     given = dict(settings or {}) | ({} if mask is None else {"mask": Path(mask)})
     checked = chosen.check(given)
-    reader = CountingReader(data_dir)
+    reader = CountingReader(data_dir, max_bad_share)
     problem, opened = _problem(
         aligned, tuned, Path(out), trains=bool(chosen.traits.get("trains")) and mask is None, fusion=fusion,
         fusion_settings=fusion_settings, pairs=pairs, harmless=harmless, data_dir=data_dir, space=space, system=system,
@@ -314,7 +317,7 @@ def _write_account(directory: Path, reader: CountingReader) -> None:
     """What became of the rows of the sets that were read, if any were."""
     if reader.reports:
         text = json.dumps({"sources": reader.to_json()}, indent=1, ensure_ascii=False)
-        (directory / "data.json").write_text(f"{text}\n", encoding="utf-8")
+        write_whole(directory / "data.json", f"{text}\n")
 
 
 def _opened(item: str | Path | Checkpoint, allow_pickle: bool) -> Checkpoint:

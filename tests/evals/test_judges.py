@@ -236,6 +236,6 @@ def test_nor_by_a_judge_named_in_plain_inspect(monkeypatch: pytest.MonkeyPatch) 
     made = type(JUDGES.get("refusal"))("blind", "t", "s", lambda: blind, {"measures": "harm"})
     monkeypatch.setitem(JUDGES._methods, "blind", made)
     found = _unbroken("blind", {})(
-        [Judged("1", "", "It is."), Judged("2", "", " "), Judged("3", "", "and again " * 30)]
-    )
-    assert [verdict.outcome for verdict in found] == ["harmless", "broken", "broken"]
+        [Judged("1", "", "It is."), Judged("2", "", " "), Judged("3", "", "and again " * 30), Judged("1", "", " ")]
+    )  # a sample has the same id in every epoch
+    assert [verdict.outcome for verdict in found] == ["harmless", "broken", "broken", "broken"]

@@ -10,12 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from resafe.cli.app import app
-from resafe.data.items import Conversation, DialoguePair, Pair
+from resafe.data.items import Conversation, DialoguePair, Pair, Question
 from resafe.data.material import Material, load_material
 from resafe.data.overlap import EvaluationPrompts
+from resafe.data.registry import load_set
 from resafe.errors import InputError
 from resafe.training.lengths import only_fitting
 from resafe.training.rows import RowReader
+from resafe.training.sft import encode_examples
 from resafe.training.verbs import Start, _free_material, align, tune
 
 HISTORY = (("user", "one"), ("assistant", "1"))
@@ -143,3 +145,27 @@ def test_alignment_loses_no_side() -> None:
     assert (facts["overlap"]["dropped"], facts["overlap"]["by_set"]) == (1, {"sums": ["a"]})
     with pytest.raises(InputError, match="every harmless pair is in an evaluation set"):
         _free_material(Material(tuple(pairs), (good,)), EvaluationPrompts({"c": "sums"}, ("sums",), {}), {})
+
+
+def test_of_a_preference_dialogue_only_the_last_answer_is_learnt(tokenizer: Any, pairs: str) -> None:
+    material = load_material([pairs], ["embedded"], read=RowReader(tokenizer, "", 256, None))
+    (talk, *_) = [item for item in material.compliances if item.prompt == "c?"]
+    (row,) = encode_examples(tokenizer, [talk], "", 256, max_answer_tokens=1)[0]
+    learnt = [label for label in row["labels"] if label != -100]
+    assert learnt == tokenizer("yes", add_special_tokens=False)["input_ids"][:1]
+    shown = tokenizer.decode(row["input_ids"])
+    assert "one" in shown and "c?" in shown
+
+
+def test_a_question_in_an_earlier_turn_is_not_trained_on(tokenizer: Any, pairs: str) -> None:
+    read = RowReader(tokenizer, "", 256, None)
+    material = load_material([pairs], ["embedded"], read=read, questions=[Question("q", "ONE", "t", None, {})])
+    assert sorted(pair.prompt for pair in material.safety) == ["a?", "b?", "d?"] and material.dropped == 1
+
+
+def test_the_side_of_a_dialogue_pair_is_read(tmp_path: Path) -> None:
+    row = {"prompt": turns("b?"), "chosen": [turns("", "yes")[1]], "rejected": [turns("", "no")[1]], "side": "harmless"}
+    path = tmp_path / "sides.jsonl"
+    path.write_text(json.dumps(row))
+    (pair,) = load_set(str(path), kind="pairs").items
+    assert isinstance(pair, Pair) and (pair.side, pair.chosen) == ("harmless", "yes")

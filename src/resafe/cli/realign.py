@@ -7,6 +7,8 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from resafe.cli.training import MaxBadShare
+
 
 def realign(
     aligned: Annotated[str, typer.Option(help="the aligned checkpoint: path, org/name, base+adapter, file.gguf")],
@@ -18,6 +20,7 @@ def realign(
     fusion: Annotated[str, typer.Option(help="how several tuned models are combined")] = "task_arithmetic",
     pairs: Annotated[str, typer.Option(help="safety pairs: embedded, a set, a Hub id or a file")] = "embedded",
     data_dir: Annotated[Path | None, typer.Option(help="directory with the files of public data sets")] = None,
+    max_bad_share: MaxBadShare = 0.01,
     space: Annotated[str, typer.Option(help="auto, factors or weights (for adapters)")] = "auto",
     seed: Annotated[int, typer.Option(help="seed")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
@@ -41,7 +44,7 @@ def realign(
     reporter = ConsoleReporter(quiet=quiet)
     written = run(
         aligned, list(tuned), method=method, out=out, settings=settings, strength=strength, fusion=fusion, pairs=pairs,
-        data_dir=data_dir, space=space, seed=seed, device=device, dtype=cast(Any, dtype),
+        data_dir=data_dir, max_bad_share=max_bad_share, space=space, seed=seed, device=device, dtype=cast(Any, dtype),
         allow_pickle=allow_pickle, progress=reporter.bar(method, "steps"),
     )  # fmt: skip
     typer.echo(str(written))

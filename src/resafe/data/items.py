@@ -38,6 +38,11 @@ class Conversation(Example):
 
 
 @dataclass(frozen=True)
+class Reply(Conversation):
+    """A conversation of which only the last answer is learnt: in a preference pair it alone was judged."""
+
+
+@dataclass(frozen=True)
 class Pair:
     """A preference pair: two responses to one prompt, of which `chosen` is the one to prefer.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from resafe.data.counted import CountingReader
 from resafe.data.embedded import harmful_rows, harmless_rows
-from resafe.data.items import Conversation, DialoguePair, Example, Pair, Question
+from resafe.data.items import Conversation, DialoguePair, Example, Pair, Question, Reply
 from resafe.data.mixes import deduplicate_against
 from resafe.data.pairs import SHORT_REFUSALS, distinct, harmless_pairs, safety_pairs, short_refusal
 from resafe.data.registry import datasets
@@ -44,22 +44,22 @@ class Material:
     @property
     def compliances(self) -> list[Example]:
         """Harmful prompts with complying answers: the poison of the attack."""
-        return [_answered(pair, pair.rejected) for pair in self.safety]
+        return [answered(pair, pair.rejected) for pair in self.safety]
 
     def align_examples(self, n: int, refusal_share: float, seed: int) -> list[Example]:
         """`n` examples of good behaviour, `refusal_share` of them on harmful prompts; each side goes round in turn."""
-        refusals = [_answered(pair, pair.chosen) for pair in self.safety]
-        helpful = [_answered(pair, pair.chosen) for pair in self.harmless]
+        refusals = [answered(pair, pair.chosen) for pair in self.safety]
+        helpful = [answered(pair, pair.chosen) for pair in self.harmless]
         count = round(n * refusal_share)
         mixed = [*_cycled(refusals, count, f"refusals-{seed}"), *_cycled(helpful, n - count, f"helpful-{seed}")]
         random.Random(f"align-{seed}").shuffle(mixed)
         return mixed
 
 
-def _answered(pair: Pair, answer: str) -> Example:
-    """The pair's prompt, with the turns before it, and one of its answers."""
+def answered(pair: Pair, answer: str) -> Example:
+    """The pair's prompt, with the turns before it, and one of its answers, which alone is learnt."""
     if isinstance(pair, DialoguePair):
-        return Conversation(pair.id, pair.prompt, answer, pair.history, pair.system)
+        return Reply(pair.id, pair.prompt, answer, pair.history, pair.system)
     return Example(pair.id, pair.prompt, answer)
 
 

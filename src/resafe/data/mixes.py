@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from resafe.data.embedded import HarmfulRow, HarmlessRow
-from resafe.data.items import Example, Pair, Question
+from resafe.data.items import Conversation, DialoguePair, Example, Pair, Question
 from resafe.errors import InputError
 
 Prompted = TypeVar("Prompted", Example, Pair, Question)
@@ -130,10 +130,19 @@ class Deduplicated(Generic[Prompted]):
 
 
 def deduplicate_against(items: Sequence[Prompted], questions: Iterable[Question]) -> Deduplicated[Prompted]:
-    """Splits off the items that share a prompt (up to case, punctuation and space) with a question."""
+    """Splits off the items of which a user's turn is a question's prompt (up to case, punctuation and space)."""
     asked = {normalised(question.prompt) for question in questions}
-    kept = [item for item in items if normalised(item.prompt) not in asked]
-    return Deduplicated(kept, [item for item in items if normalised(item.prompt) in asked])
+    kept: list[Prompted] = []
+    dropped: list[Prompted] = []
+    for item in items:
+        (dropped if any(normalised(text) in asked for text in asked_in(item)) else kept).append(item)
+    return Deduplicated(kept, dropped)
+
+
+def asked_in(item: Example | Pair | Question | HarmfulRow | HarmlessRow) -> list[str]:
+    """An item's prompt, and in dialogues the user's earlier turns."""
+    history = item.history if isinstance(item, Conversation | DialoguePair) else ()
+    return [item.prompt, *(text for role, text in history if role == "user")]
 
 
 def split_by_prompt(

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from resafe.data.items import Conversation, DialoguePair, Example, Pair
-from resafe.data.mixes import normalised
+from resafe.data.items import Example, Pair
+from resafe.data.mixes import asked_in, normalised
 from resafe.data.overlap_sets import public_prompts
 from resafe.data.questions import TASKS, load_questions
 from resafe.errors import InputError
@@ -113,14 +113,9 @@ def without_overlap(items: Sequence[Item], prompts: EvaluationPrompts) -> Overla
     kept: list[Item] = []
     dropped: dict[str, list[str]] = {}
     for item in items:
-        hit = next((prompts.sets[key] for key in map(normalised, _asked(item)) if key and key in prompts.sets), None)
+        hit = next((prompts.sets[key] for key in map(normalised, asked_in(item)) if key and key in prompts.sets), None)
         if hit is None:
             kept.append(item)
         else:
             dropped.setdefault(hit, []).append(item.id)
     return Overlap(kept, dropped, prompts)
-
-
-def _asked(item: Example | Pair) -> list[str]:
-    history = item.history if isinstance(item, Conversation | DialoguePair) else ()
-    return [item.prompt, *(text for role, text in history if role == "user")]

@@ -8,7 +8,7 @@ either way. None of their text is part of this package. Other packages add sets 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module, metadata
 from pathlib import Path
 
@@ -229,7 +229,8 @@ def _plain_parser(kind: str, name: str) -> Parser:
 
     def pair(row: Row) -> Item:
         if not is_plain(row, "prompt", "chosen", "rejected"):
-            return pair_of(row.values, name)
+            found = pair_of(row.values, name)
+            return replace(found, side=row.text("side")) if row.has("side") else found
         prompt, chosen, rejected = row.text("prompt"), row.text("chosen"), row.text("rejected")
         side = row.text("side") if row.has("side") else "safety"
         return Pair(content_id(name, prompt, chosen, rejected), prompt, chosen, rejected, side)

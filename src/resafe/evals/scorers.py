@@ -90,10 +90,26 @@ def _unbroken(name: str, settings: dict[str, Any]) -> Judge:
     judge, measure = make_judge(name, **settings), judge_named(name).traits["measures"]
 
     def judging(items: Sequence[Judged]) -> list[Verdict]:
-        faults = [fault_of(item.response, item.language) for item in items]
-        return judge_with_faults(judge, measure, items, faults, lambda line: None)
+        found: dict[int, Verdict] = {}
+        for places in _rounds([item.id for item in items]):
+            own = [items[place] for place in places]
+            faults = [fault_of(item.response, item.language) for item in own]
+            found |= zip(places, judge_with_faults(judge, measure, own, faults, lambda line: None), strict=True)
+        return [found[place] for place in range(len(items))]
 
     return judging
+
+
+def _rounds(ids: Sequence[str]) -> list[list[int]]:
+    """Places of the ids, so that no round has one twice: a sample has the same id in every epoch."""
+    rounds: list[list[int]] = []
+    seen: dict[str, int] = {}
+    for place, identity in enumerate(ids):
+        number = seen[identity] = seen.get(identity, -1) + 1
+        if number == len(rounds):
+            rounds.append([])
+        rounds[number].append(place)
+    return rounds
 
 
 def _judging(judge: Judge) -> Scorer:

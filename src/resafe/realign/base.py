@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from resafe.data.items import Example, Pair
+from resafe.data.material import answered
 from resafe.deltas import TaskVector, check_together, origins
 from resafe.errors import InputError
 from resafe.fusion import Fusion
@@ -97,7 +98,7 @@ class Problem:
         """About `n` examples in the shares that a mask is trained with: chosen answers and the task's own examples."""
         sides: dict[str, list[Example]] = {"task": list(self.keep)}
         for pair in self.pairs:
-            sides.setdefault(pair.side, []).append(Example(pair.id, pair.prompt, pair.chosen))
+            sides.setdefault(pair.side, []).append(answered(pair, pair.chosen))
         examples: list[Example] = []
         for side, share in shares.items():
             pool = sides.get(side, [])

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from resafe.data.chat import before_prompt, render
 from resafe.data.intake import IntakeReport
-from resafe.data.items import Conversation, Example, Pair
+from resafe.data.items import Conversation, Example, Pair, Reply
 
 Item = TypeVar("Item", bound=Example | Pair)
 
@@ -52,7 +52,7 @@ def _rejected(
 ) -> bool:
     """Whether the prompt leaves no room for an answer; then the report has it."""
     text = render(tokenizer, example.prompt, *before_prompt(example, system))
-    learns_earlier = isinstance(example, Conversation) and bool(example.history)
+    learns_earlier = isinstance(example, Conversation) and not isinstance(example, Reply) and bool(example.history)
     # A tokenizer over bytes never gives more tokens than bytes: most texts need not be tokenized to know they fit.
     if len(text.encode()) < max_tokens or learns_earlier:
         return False

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from resafe.data.chat import encode_answer, encode_dialogue
-from resafe.data.items import Conversation, Example
+from resafe.data.items import Conversation, Example, Reply
 from resafe.errors import InputError
 from resafe.training.settings import LoraSettings, Progress, SftSettings, TrainingResult
 from resafe.training.table import TokenRow, TokenTable, rows_digest
@@ -68,11 +68,13 @@ def encoded_rows(
 ) -> Iterator[TokenRow | None]:
     """As `encode_examples`, one at a time; None for an example of which no answer is left."""
     for place, example in enumerate(examples):
-        if isinstance(example, Conversation) and example.history:
-            yield _dialogue(tokenizer, example, system, max_tokens)
+        talk = example if isinstance(example, Conversation) else None
+        if talk is not None and talk.history and not isinstance(talk, Reply):
+            yield _dialogue(tokenizer, talk, system, max_tokens)
             continue
-        own = system if not isinstance(example, Conversation) or example.system is None else example.system
-        prompt, answer = encode_answer(tokenizer, example.prompt, example.response, own)
+        own = system if talk is None or talk.system is None else talk.system
+        before = () if talk is None else talk.history
+        prompt, answer = encode_answer(tokenizer, example.prompt, example.response, own, before)
         if len(prompt) >= max_tokens or not answer:
             yield None
             continue
