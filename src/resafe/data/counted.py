@@ -29,12 +29,12 @@ def load_counted(reference: str, kind: str, *, data_dir: Path | None = None) -> 
     Raises:
         InputError: Unknown set, no such file, or it cannot be had.
     """
-    place = locate(reference, data_dir=data_dir, kind=kind)
+    source, file = locate(reference, data_dir=data_dir, kind=kind)
     # the Hub is not streamed: recipes read their sets again when they go on, and then find them in the cache
-    hub = place.origin, place.config, place.split
-    rows: Iterable[Row | Unreadable] = stream_file(place.file) if place.file is not None else read_hub(*hub)
+    hub = str(source.hub), source.config, source.split
+    rows: Iterable[Row | Unreadable] = stream_file(file) if file is not None else read_hub(*hub)
     report = IntakeReport(reference)
-    return TrainingData(tuple(take_in(rows, place.parse, report)), report)  # type: ignore[arg-type]
+    return TrainingData(tuple(take_in(rows, source.parse, report)), report)  # type: ignore[arg-type]
 
 
 @dataclass

@@ -156,28 +156,18 @@ def load_set(
     Raises:
         InputError: Unknown set, no such file, a missing column, bad JSON, or no usable row; says where.
     """
-    place = locate(reference, data_dir=data_dir, kind=kind)
-    if place.file is not None:
-        rows = read_file(place.file, columns)
+    source, file = locate(reference, data_dir=data_dir, kind=kind)
+    if file is not None:
+        rows = read_file(file, columns)
     else:
-        rows = read_hub(place.origin, place.config, place.split, revision, columns)
-    return _collect(place.name, rows, place.parse, place.origin)
+        rows = read_hub(str(source.hub), source.config, source.split, revision, columns)
+    return _collect(source.name, rows, source.parse, str(file or source.hub))
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a set lies: its file, or its Hub id in `origin`; the other fields are as in `DataSource`."""
+def locate(reference: str, *, data_dir: Path | None = None, kind: str | None = None) -> tuple[DataSource, Path | None]:
+    """A set, also one in a user's file, and the file to read; None where it is to be had from the Hub. Reads nothing.
 
-    name: str
-    parse: Parser
-    origin: str
-    file: Path | None = None
-    config: str | None = None
-    split: str = "train"
-
-
-def locate(reference: str, *, data_dir: Path | None = None, kind: str | None = None) -> Place:
-    """Where a set lies and how its rows are read, with the arguments of `load_set`. Reads nothing.
+    The arguments are those of `load_set`.
 
     Raises:
         InputError: Unknown set, or it cannot be had that way.
@@ -187,7 +177,7 @@ def locate(reference: str, *, data_dir: Path | None = None, kind: str | None = N
         if chosen not in KINDS:
             raise InputError(f"no kind {chosen!r} of data set", f"the kinds are: {', '.join(KINDS)}")
         path = Path(reference)
-        return Place(path.stem, _plain_parser(chosen, path.stem), reference, path)
+        return DataSource(path.stem, "", chosen, "", reference, _plain_parser(chosen, path.stem)), path
     source = datasets.get(reference)
     if kind is not None and kind != source.kind:
         raise InputError(f"the set '{source.name}' holds {source.kind}, not {kind}", f"name a set of {kind}")
@@ -195,10 +185,10 @@ def locate(reference: str, *, data_dir: Path | None = None, kind: str | None = N
         if not source.file:
             raise InputError(f"the set '{source.name}' is on the Hub only ({source.hub})", "leave out --data-dir")
         path = data_dir / source.file
-        return Place(source.name, source.parse, str(path), path)
+        return source, path
     if source.hub is None:
         raise InputError(f"the set '{source.name}' is not on the Hub", "give the directory of its file by --data-dir")
-    return Place(source.name, source.parse, source.hub, None, source.config, source.split)
+    return source, None
 
 
 def _collect(name: str, rows: Sequence[Row], parse: Parser, origin: str) -> LoadedSet:

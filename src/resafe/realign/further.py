@@ -51,25 +51,25 @@ def further_training(
     if problem.work is None:
         raise InputError("further_training needs a directory to work in", "call it through a recipe")
     source = problem.models()
-    model, more = _started(source, vector.tuned)
     common: dict[str, Any] = {
         "steps": steps, "learning_rate": learning_rate, "batch_size": batch_size, "seed": problem.seed,
-        "warmup_steps": 4, "save_every": 20, "max_tokens": max_tokens, **more,
+        "warmup_steps": 4, "save_every": 20, "max_tokens": max_tokens,
     }  # fmt: skip
     out, system = problem.work / "further", source.system
     seen = [loss, common, beta, system, vector.tuned.digest, problem.pairs, problem.keep]
     identity, record = digest_value(seen), problem.work / "further.digest"
     done = (out / "training.json").is_file() and record.is_file() and record.read_text() == identity
     if not done:
+        model, more = _started(source, vector.tuned)
         if loss == "sft":
             train_sft(
                 model=model, tokenizer=source.tokenizer, examples=problem.sft_examples(steps * batch_size),
-                settings=SftSettings(**common), out=out, system=system, progress=problem.progress,
+                settings=SftSettings(**common, **more), out=out, system=system, progress=problem.progress,
             )  # fmt: skip
         else:
             train_dpo(
                 model=model, tokenizer=source.tokenizer, pairs=_sampled(problem, steps * batch_size),
-                settings=DpoSettings(**common, beta=beta), out=out, system=system, progress=problem.progress,
+                settings=DpoSettings(**common, **more, beta=beta), out=out, system=system, progress=problem.progress,
             )  # fmt: skip
         record.write_text(identity)
     if vector.tuned.kind == "adapter":
@@ -97,9 +97,10 @@ def _started(source: ModelSource, tuned: Checkpoint) -> tuple[Any, dict[str, Any
         from peft import PeftModel  # here: it takes seconds, and every method is imported to be listed
 
         return PeftModel.from_pretrained(plain, str(tuned.downloaded())), {}
-    first = next(plain.parameters())
-    autocast = autocast_for(first.device.type, "bfloat16" if first.dtype == torch.bfloat16 else "float32")
-    return load_model(tuned, dtype="float32", device=str(first.device)), {"autocast": autocast}
+    device, dtype = next((weight.device, weight.dtype) for weight in plain.parameters())
+    del plain  # one model at a time
+    autocast = autocast_for(device.type, "bfloat16" if dtype == torch.bfloat16 else "float32")
+    return load_model(tuned, dtype="float32", device=str(device)), {"autocast": autocast}
 
 
 def _sampled(problem: Problem, count: int) -> list[Pair]:

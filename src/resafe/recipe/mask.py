@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from resafe.recipe.schema import _LATER, FusionPart, Part
+from resafe.recipe.schema import FusionPart, Part
 
 
 class MaskRecipe(Part):
@@ -23,9 +23,7 @@ class MaskRecipe(Part):
     keep: str | None = Field(default=None, description="task examples to keep: a set, a Hub id or a file")
     keep_limit: int = Field(default=256, ge=1, description="at most this many of them")
     data_dir: Path | None = Field(default=None, description="directory with the files of public sets; null: the Hub")
-    max_bad_share: float = Field(
-        default=0.01, ge=0, le=1, json_schema_extra=_LATER, description="refuse a set of which more rows are unusable"
-    )
+    max_bad_share: float = Field(default=0.01, ge=0, le=1, description="refuse a set of which more rows are unusable")
     space: Literal["auto", "factors", "weights"] = Field(default="auto", description="for adapters")
     system: str | None = Field(default=None, description="system turn of the prompts; null: the template's own")
     seed: int = 0

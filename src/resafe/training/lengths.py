@@ -51,8 +51,9 @@ def _rejected(
     example: Example | Pair, tokenizer: Any, system: str | None, max_tokens: int, report: IntakeReport, place: str
 ) -> bool:
     """Whether the prompt leaves no room for an answer; then the report has it."""
-    text = render(tokenizer, example.prompt, *before_prompt(example, system))
-    learns_earlier = isinstance(example, Conversation) and not isinstance(example, Reply) and bool(example.history)
+    own, before = before_prompt(example, system)
+    text = render(tokenizer, example.prompt, own, before)
+    learns_earlier = bool(before) and isinstance(example, Conversation) and not isinstance(example, Reply)
     # A tokenizer over bytes never gives more tokens than bytes: most texts need not be tokenized to know they fit.
     if len(text.encode()) < max_tokens or learns_earlier:
         return False

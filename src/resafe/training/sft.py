@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resafe.data.chat import encode_answer, encode_dialogue
-from resafe.data.items import Conversation, Example, Reply
+from resafe.data.chat import before_prompt, encode_answer, encode_dialogue
+from resafe.data.items import Example, Reply, Turn
 from resafe.errors import InputError
 from resafe.training.settings import LoraSettings, Progress, SftSettings, TrainingResult
 from resafe.training.table import TokenRow, TokenTable, rows_digest
@@ -68,12 +68,10 @@ def encoded_rows(
 ) -> Iterator[TokenRow | None]:
     """As `encode_examples`, one at a time; None for an example of which no answer is left."""
     for place, example in enumerate(examples):
-        talk = example if isinstance(example, Conversation) else None
-        if talk is not None and talk.history and not isinstance(talk, Reply):
-            yield _dialogue(tokenizer, talk, system, max_tokens)
+        own, before = before_prompt(example, system)
+        if before and not isinstance(example, Reply):
+            yield _dialogue(tokenizer, example, own, before, max_tokens)
             continue
-        own = system if talk is None or talk.system is None else talk.system
-        before = () if talk is None else talk.history
         prompt, answer = encode_answer(tokenizer, example.prompt, example.response, own, before)
         if len(prompt) >= max_tokens or not answer:
             yield None
@@ -83,12 +81,13 @@ def encoded_rows(
         yield {"input_ids": ids, "labels": [IGNORED] * len(prompt) + ids[len(prompt) :]}
 
 
-def _dialogue(tokenizer: Any, example: Conversation, system: str | None, max_tokens: int) -> TokenRow | None:
+def _dialogue(
+    tokenizer: Any, example: Example, system: str | None, history: Sequence[Turn], max_tokens: int
+) -> TokenRow | None:
     """The row of a dialogue, in which all answers are learnt; none if `max_tokens` leaves no answer."""
-    own = system if example.system is None else example.system
     ids: list[int] = []
     labels: list[int] = []
-    for head, tail in encode_dialogue(tokenizer, example.prompt, example.response, own, example.history):
+    for head, tail in encode_dialogue(tokenizer, example.prompt, example.response, system, history):
         ids += head + tail
         labels += [IGNORED] * len(head) + tail
     ids, labels = ids[:max_tokens], labels[:max_tokens]

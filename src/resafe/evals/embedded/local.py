@@ -44,8 +44,9 @@ class LocalModel:
         """
         from resafe.checkpoints import open_checkpoint
 
-        place = Path(reference).expanduser()
-        reference = str(place.resolve()) if place.exists() else reference  # the judge is used from elsewhere too
+        if not Path(reference).expanduser().exists():  # BASE+ADAPTER: each is a place, or an id
+            reference = "+".join(map(_absolute, reference.split("+")))
+        reference = _absolute(reference)
         checkpoint = open_checkpoint(reference)
         config = (checkpoint.base or checkpoint).config
         layers = int(config.get("num_hidden_layers", 0))
@@ -101,6 +102,12 @@ class LocalModel:
             start += len(batch)
             say(start, len(order))
         return found
+
+
+def _absolute(reference: str) -> str:
+    """A path as it holds in other working directories, where the judge is used too; ids as they are."""
+    place = Path(reference).expanduser()
+    return str(place.resolve()) if place.exists() else reference
 
 
 def _encode(tokenizer: Any, items: Sequence[Judged]) -> list[tuple[list[int], list[int]]]:
