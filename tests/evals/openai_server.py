@@ -40,7 +40,7 @@ class Server:
         retry_after: Header of a 429.
         answered: Whole answers sent, by the request's user turn.
         seen: All requests' bodies. `keys`: their Authorization headers. `busy`: seconds of all requests. `peak`: most
-            at once.
+            at once. `models`: what a vLLM server has loaded.
     """
 
     reply: Callable[[dict[str, Any]], str]
@@ -57,6 +57,7 @@ class Server:
     now: int = 0
     peak: int = 0
     port: int = 0
+    models: list[str] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -74,8 +75,9 @@ class Server:
     async def _request(self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         lines = head.decode("latin-1").split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
-        body = json.loads(await reader.readexactly(int(headers["content-length"])))
-        assert lines[0].startswith("POST /v1/chat/completions "), lines[0]
+        body = json.loads(await reader.readexactly(int(headers.get("content-length", 0))) or b"{}")
+        if not lines[0].startswith("POST /v1/chat/completions "):
+            return await self._vllm(lines[0], body, writer)
         number = len(self.seen)
         self.seen.append(body)
         self.keys.add(headers.get("authorization", ""))
@@ -88,6 +90,16 @@ class Server:
         finally:
             self.now -= 1
             self.busy += time.monotonic() - start
+
+    async def _vllm(self, line: str, body: dict[str, Any], writer: asyncio.StreamWriter) -> bool:
+        """What vLLM's server knows beside chats: its models, and adapters that are loaded onto them."""
+        if line.startswith("POST /v1/load_lora_adapter "):
+            self.models.append(body["lora_name"])
+        else:
+            assert line.startswith("GET /v1/models "), line
+        names = [{"id": name, "object": "model", "max_model_len": 2048} for name in self.models]
+        await self._send(writer, 200, json.dumps({"object": "list", "data": names}).encode())
+        return True
 
     async def _respond(self, number: int, body: dict[str, Any], writer: asyncio.StreamWriter) -> bool:
         fault = self.fault(number, body)

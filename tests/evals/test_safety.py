@@ -287,6 +287,22 @@ def test_an_endpoint_is_asked_once(endpoint: Server, own: str, tmp_path: Path) -
     assert not any(secret in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
 
 
+def test_adapters_on_one_vllm_server(
+    endpoint: Server, own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inspect's provider against a server that speaks vLLM's protocol: the base, and an adapter that it loads there."""
+    monkeypatch.setenv("VLLM_BASE_URL", endpoint.url)
+    monkeypatch.setenv("VLLM_API_KEY", "sk-very-secret")
+    endpoint.models.append("org/base")
+    endpoint.reply = lambda body: f"Sure, {body['model']} helps."
+    served = subjects(["base=vllm/org/base", "tuned=vllm/org/base:org/adapter"])
+    found = evaluate_safety(served, settings_of(own, tmp_path))
+    said = {name: {one.response for one in found.answers if one.model == name} for name in ("base", "tuned")}
+    assert said == {"base": {"Sure, org/base helps."}, "tuned": {"Sure, org/adapter helps."}}
+    assert endpoint.models == ["org/base", "org/adapter"] and len(endpoint.seen) == 12
+    assert all((body["temperature"], body["max_tokens"]) == (0.0, 6) for body in endpoint.seen)
+
+
 def test_an_answer_that_never_comes_is_unscored(endpoint: Server, own: str, tmp_path: Path) -> None:
     lost = ragged_prompts(6)[2]
     endpoint.fault = lambda number, body: "filter" if body["messages"][-1]["content"] == lost else None
