@@ -105,7 +105,8 @@ def run_recipe(
         reporter.say(line)
     with locked(out):
         write_text(out / "recipe.yaml", as_yaml(recipe))
-        write_json(out / "data.json", account)
+        if account["align"]["sources"] or account["tune"]:  # of the shipped rows there is nothing to tell
+            write_json(out / "data.json", account)
         made = []
         for one in contexts:
             if len(contexts) > 1:
