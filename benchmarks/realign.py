@@ -5,7 +5,8 @@
     python benchmarks/realign.py --report                             the page alone, from what is there
 
 A row is a task and a share of harmful examples; each row and seed is a run of a recipe. What was scored is kept in
-benchmarks/realign/ROW-SEED.json, a digit an item, so a finished one is never run again.
+benchmarks/realign/ROW-SEED.json, a digit an item, so what is finished is never run again: a way back that is added to
+the recipe, or changed, is run alone.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from resafe.evals.frontier import dominated_volume
 from resafe.evals.statistics import Bootstrap, Interval
@@ -44,6 +46,8 @@ ROWS: dict[str, tuple[str, ...]] = {
 }
 LEAD = "somf"
 SIDES = ("harmful", "harmless", "task")
+ENDS = ("aligned", "tuned-task")
+REFERS = ("keep_rate_of", "mask_of")
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,6 @@ class Row:
 def condense(run: Path, row: str, seed: int) -> dict[str, Any]:
     """A finished run as scores, a digit an item: table models by their names, members as name@strength."""
     results = read_results(run / "results.json")
-    titles = {item.model: item.method for item in results.rows}
     known: dict[str, Any] = {
         item.model: {"method": item.model, "member": False, "perplexity": item.perplexity} for item in results.rows
     }
@@ -80,16 +83,41 @@ def condense(run: Path, row: str, seed: int) -> dict[str, Any]:
     for name, sides in digits.items():
         known[name]["scores"] = {side: "".join(column) for side, column in sides.items()}
     first = next(iter(known))
+    made = entry_digests()
     return {
         "row": row,
         "seed": seed,
         "sets": {side: set_lengths([r.id for r in records if (r.model, r.side) == (first, side)]) for side in SIDES},
-        "recipe": recipe_digest(row),
+        "recipe": row_digest(row),
+        "entries": {name: made[name] for name in {one["method"] for one in known.values()} if name in made},
         "date": datetime.now(UTC).date().isoformat(),
         "minutes": round(results.seconds / 60, 1),
         "machine": f"{os.cpu_count()} CPU cores ({platform.machine()})",
-        "titles": titles,
+        "titles": {item.model: item.method for item in results.rows},
         "models": known,
+    }
+
+
+def joined(kept: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """What was kept of a row and seed, with what was run since in place of what it replaces.
+
+    Raises:
+        SystemExit: The aligned or the tuned model answers otherwise than it did, so that the two cannot be compared.
+    """
+    for name in ENDS:
+        if kept["models"][name]["scores"] != found["models"][name]["scores"]:
+            raise SystemExit(
+                f"{kept['row']}-{kept['seed']}: {name} answers otherwise here than where the rest was run; "
+                f"remove its file to run all of it here"
+            )
+    redone = set(found["entries"])
+    stay = {name: one for name, one in kept["models"].items() if one["method"] not in redone}
+    return {
+        **found,
+        "entries": kept["entries"] | found["entries"],
+        "minutes": round(kept["minutes"] + found["minutes"], 1),
+        "titles": kept["titles"] | found["titles"],
+        "models": stay | {name: one for name, one in found["models"].items() if name not in ENDS},
     }
 
 
@@ -108,14 +136,56 @@ def load(path: Path) -> Row:
     return Row(facts["row"], facts["seed"], facts, scores)
 
 
+def written() -> dict[str, Any]:
+    """The recipe, as it is written."""
+    recipe: dict[str, Any] = yaml.safe_load(RECIPE.read_text())
+    return recipe
+
+
+def row_digest(row: str) -> str:
+    """Digest of what all models of a row have in common: what is kept of another recipe is not shown beside it."""
+    common = {key: value for key, value in written().items() if key not in ("name", "title", "realign")}
+    return digest_value([common, ROWS[row]])
+
+
+def entry_digests() -> dict[str, str]:
+    """Entry of `realign` → digest of how its models are made, with the entry whose mask it uses."""
+    found: dict[str, str] = {}
+    for name, entry in written()["realign"].items():
+        own = {key: value for key, value in entry.items() if key not in ("title", "kind")}
+        found[name] = digest_value([own, *(found[own[key]] for key in REFERS if key in own)])
+    return found
+
+
+def missing(row: str, seed: int) -> list[str]:
+    """The entries of the recipe that were not run, or not as they are now."""
+    kept, made = read_kept(row, seed), entry_digests()
+    return [name for name, digest in made.items() if kept is None or kept["entries"].get(name) != digest]
+
+
+def read_kept(row: str, seed: int) -> dict[str, Any] | None:
+    """What is kept of a row and seed; None if that is nothing, or of another recipe."""
+    path = KEPT / f"{row}-{seed}.json"
+    facts: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+    return facts if facts is not None and facts["recipe"] == row_digest(row) else None
+
+
 def run(row: str, seed: int, data_dir: Path, out: Path) -> None:
-    """Runs the recipe for one row and seed in a process of its own and keeps its scores."""
+    """Runs what is missing of one row and seed in a process of its own and keeps its scores."""
     root = out / f"seed-{seed}"  # rows of a seed share the aligned model
-    command = [sys.executable, "-m", "resafe", "run", str(RECIPE), *ROWS[row], f"seed={seed}"]
+    recipe, names = written(), set(missing(row, seed))
+    for name, entry in reversed(recipe["realign"].items()):  # an entry that uses another's mask stands after it
+        names |= {entry[key] for key in REFERS if key in entry} if name in names else set()
+    recipe["realign"] = {name: entry for name, entry in recipe["realign"].items() if name in names}
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / f"{row}.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+    command = [sys.executable, "-m", "resafe", "run", str(path), *ROWS[row], f"seed={seed}"]
     subprocess.run([*command, "--data-dir", str(data_dir), "--out", str(root), "--quiet"], check=True)
+    kept, facts = read_kept(row, seed), condense(root, row, seed)
     KEPT.mkdir(exist_ok=True)
     target = KEPT / f"{row}-{seed}.json"
-    target.with_suffix(".part").write_text(json.dumps(condense(root, row, seed), indent=1) + "\n")
+    target.with_suffix(".part").write_text(json.dumps(joined(kept, facts) if kept else facts, indent=1) + "\n")
     target.with_suffix(".part").rename(target)
 
 
@@ -151,9 +221,16 @@ def volume(points: Any) -> Any:
     return dominated_volume(np.clip(points, 0.0, 1.0))
 
 
+def titles_of(rows: Sequence[Row]) -> dict[str, str]:
+    """Model → title, of those that every seed has, in the recipe's order."""
+    named = [rows[0].facts["titles"], *(row.facts["entries"] for row in rows)]
+    shared = [name for name in written()["realign"] if all(name in one for one in named)]
+    return {name: rows[0].facts["titles"][name] for name in (*ENDS, *shared)}
+
+
 def figures(rows: Sequence[Row], method: str, bootstrap: Bootstrap) -> dict[str, Interval]:
     """R_s, R_u and added over-refusal of the chosen models, with rates."""
-    columns = stacked(rows, ("aligned", "tuned-task", method))
+    columns = stacked(rows, (*ENDS, method))
 
     def of(index: int) -> Interval:
         return bootstrap.interval(lambda means: ratios(means)[:, 0, index], columns)
@@ -175,7 +252,7 @@ def frontiers(
 ) -> dict[str, tuple[Interval, Interval]]:
     """Method → volume of its frontier, and the lead's volume minus it, both paired over items and seeds."""
     groups = {method: rows[0].members(method) or [method] for method in methods}
-    columns = stacked(rows, ("aligned", "tuned-task", *(name for few in groups.values() for name in few)))
+    columns = stacked(rows, (*ENDS, *(name for few in groups.values() for name in few)))
     ends = np.cumsum([0, *(len(few) for few in groups.values())])
     place = {method: slice(int(ends[i]), int(ends[i + 1])) for i, method in enumerate(methods)}
 
@@ -216,7 +293,7 @@ def set_rates(rows: Sequence[Row], method: str) -> dict[str, float]:
 
 def set_table(rows: Sequence[Row]) -> list[str]:
     """Share of each set's questions that the chosen models refuse, in %."""
-    titles = rows[0].facts["titles"]
+    titles = titles_of(rows)
     rates = {title: set_rates(rows, method) for method, title in titles.items()}
     names = list(next(iter(rates.values())))
     return [
@@ -232,7 +309,7 @@ def table(rows: Sequence[Row], bootstrap: Bootstrap) -> list[str]:
         "| model | strength | harmful refused | harmless refused | task | perplexity | R_s | R_u | added |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for method, title in rows[0].facts["titles"].items():
+    for method, title in titles_of(rows).items():
         measured = figures(rows, method, bootstrap)
         perplexity = np.mean([row.facts["models"][method]["perplexity"] for row in rows])
         strengths = [m for row in rows for m in row.members(method) if row.facts["models"][m]["chosen"]]
@@ -248,8 +325,8 @@ def table(rows: Sequence[Row], bootstrap: Bootstrap) -> list[str]:
 
 def frontier_table(rows: Sequence[Row], bootstrap: Bootstrap) -> list[str]:
     """Volumes of the frontiers of one row, over its seeds."""
-    titles = rows[0].facts["titles"]
-    methods = [m for m in titles if m not in ("aligned", "tuned-task")]
+    titles = titles_of(rows)
+    methods = [m for m in titles if m not in ENDS]
     lines = ["| method | strengths | volume | SOMF's minus this | |", "| --- | ---: | ---: | ---: | --- |"]
     for method, (own, ahead) in frontiers(rows, methods, bootstrap).items():
         verdict = (
@@ -268,9 +345,9 @@ def picture(rows: Sequence[Row], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
-    titles = rows[0].facts["titles"]
+    titles = titles_of(rows)
     for method in (m for m in titles if rows[0].members(m)):
-        columns = stacked(rows, ("aligned", "tuned-task", *rows[0].members(method)))
+        columns = stacked(rows, (*ENDS, *rows[0].members(method)))
         means = {side: values.mean(axis=1)[None, :] for side, values in columns.items()}
         points, refused = ratios(means)[0], means["harmful"][0, 2:]
         style: dict[str, Any] = {"marker": "o", "linewidth": 2.4 if method == LEAD else 1.2, "label": titles[method]}
@@ -307,15 +384,16 @@ def blocks(found: Sequence[Row]) -> Iterable[tuple[str, str, dict[str, Interval]
         yield name, "\n".join(lines), figures(rows, LEAD, bootstrap)
 
 
-def recipe_digest(row: str) -> str:
-    """Digest of all that a row's runs are made by: what is kept of another recipe is not shown beside it."""
-    return digest_value([RECIPE.read_text(), ROWS[row]])
-
-
 def report() -> dict[str, Any]:
     """Writes the page's tables and pictures, and gives the lead's figures by row."""
     found = [load(path) for path in sorted(KEPT.glob("*-*.json"))]
-    stale = [f"{row.name}-{row.seed}" for row in found if row.facts["recipe"] != recipe_digest(row.name)]
+    made = entry_digests()
+    stale = [
+        f"{row.name}-{row.seed}"
+        for row in found
+        if row.facts["recipe"] != row_digest(row.name)
+        or any(made.get(name) not in (None, digest) for name, digest in row.facts["entries"].items())
+    ]
     if stale:
         raise SystemExit(f"the recipe has changed since {', '.join(stale)} ran: run them again, or remove their files")
     page, summary = PAGE.read_text(), {}
@@ -345,8 +423,7 @@ def main() -> None:
             parser.error("--data-dir is needed: the directory with the files of public sets")
         for seed in map(int, given.seeds.split(",")):
             for row in given.rows.split(","):
-                kept = KEPT / f"{row}-{seed}.json"
-                if not kept.is_file() or json.loads(kept.read_text())["recipe"] != recipe_digest(row):
+                if missing(row, seed):
                     run(row, seed, given.data_dir, given.out)
     summary = report()
     if given.json:
