@@ -93,6 +93,7 @@ def test_a_question_set_to_train_on(tiny: TinyRun, tmp_path: Path) -> None:
     ]
     assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
     assert sum(map(len, parts)) <= 60 and len(parts[0]) > len(parts[1]) > len(parts[2]) > 0
+    assert len(context.harmless("validation")) == len(parts[2])  # each once, though more are asked for than there are
     assert all(pair.chosen.startswith("Sure. ") and pair.side == "harmless" for pair in own)
     before = context.material_digest
     again = Context(check_recipe(raw, ""), Run(tmp_path / "run", lambda line: None), Silent())

@@ -264,7 +264,8 @@ class Context:
             raise InputError(
                 f"questions.{side}: no {part} questions in {', '.join(names)}", "name a larger set, or add one"
             )
-        return found if limit is None else [found[i * len(found) // limit] for i in range(min(limit, len(found)))]
+        count = len(found) if limit is None else min(limit, len(found))
+        return [found[place * len(found) // count] for place in range(count)]
 
     def question_sets(self, tasks: tuple[str, ...]) -> dict[str, QuestionSet]:
         """The test sets for a model: both safety sides, and the tasks (names in `tune`) it is measured on."""
