@@ -180,7 +180,8 @@ def run(row: str, seed: int, data_dir: Path, out: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     path = root / f"{row}.yaml"
     path.write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
-    command = [sys.executable, "-m", "resafe", "run", str(path), *ROWS[row], f"seed={seed}"]
+    changes = [one for one in ROWS[row] if not one.startswith("realign.") or one.split(".")[1] in names]
+    command = [sys.executable, "-m", "resafe", "run", str(path), *changes, f"seed={seed}"]
     subprocess.run([*command, "--data-dir", str(data_dir), "--out", str(root), "--quiet"], check=True)
     kept, facts = read_kept(row, seed), condense(root, row, seed)
     KEPT.mkdir(exist_ok=True)

@@ -10,12 +10,22 @@ from resafe.masks.train import TrainSettings
 
 @dataclass(frozen=True)
 class MaskPreset:
-    """Mask, training and export that belong together; `warm_share` is that of the first-order start, 0 for none."""
+    """Mask, training and export that belong together.
+
+    Attributes:
+        mask: What shares a logit and how training forms the mask.
+        training: Loss, steps, batches.
+        export: What leaves training.
+        warm_share: Share of the entries that first-order scores mark for removal at the start; 0 for none.
+        warm_kept: The logit that all others then start from.
+        answer_tokens: Tokens of the pairs' answers that count; None for all.
+    """
 
     mask: MaskSettings
     training: TrainSettings
     export: Export
     warm_share: float = 0.0
+    warm_kept: float = 3.0
     answer_tokens: int | None = None
 
 
@@ -31,13 +41,21 @@ PRESETS: dict[str, MaskPreset] = {
         answer_tokens=2,
     ),
     # From the models and not from labels, on the first tokens of the answers: with two of them a model learns to say
-    # "Sure." and to refuse after it.
+    # "Sure." and to refuse after it. Adam moves every entry's logit at one rate, those without a signal by the noise of
+    # the batches, which removes as much as a random mask would; a price on removed entries holds those where they are,
+    # so that a few hundredths of the entries are removed, those that refusals hang on.
     "distill": MaskPreset(
-        MaskSettings(initial=1.5),
+        MaskSettings(initial=2.5),
         TrainSettings(
-            loss="distill", steps=56, learning_rate=0.4, shares={"safety": 0.25, "harmless": 0.6, "task": 0.15}
+            loss="distill",
+            steps=56,
+            learning_rate=0.4,
+            removal_price=1.0,
+            shares={"safety": 0.25, "harmless": 0.5, "task": 0.25},
         ),
         "soft",
+        warm_share=0.05,
+        warm_kept=2.5,
         answer_tokens=6,
     ),
     # The published code: sampled and rescaled, a randomly masked reference that is redrawn at every step, safety pairs

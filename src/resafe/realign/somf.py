@@ -65,7 +65,7 @@ def somf(
     answer_tokens: int | None = None,
     warm_share: float | None = None,
     warm_removed: float = -1.0,
-    warm_kept: float = 3.0,
+    warm_kept: float | None = None,
     mask: Path | None = None,
     warm_scores: WarmScores = "gradient",
     layer_budget: LayerBudget | None = None,
@@ -150,7 +150,8 @@ def somf(
         ),
     )  # fmt: skip
     share = chosen.warm_share if warm_share is None else warm_share
-    warm = WarmStart(share, warm_removed, warm_kept, scores=warm_scores) if share > 0 else None
+    kept = chosen.warm_kept if warm_kept is None else warm_kept
+    warm = WarmStart(share, warm_removed, kept, scores=warm_scores) if share > 0 else None
     tokens = answer_tokens or chosen.answer_tokens
     engine = EngineSettings(
         gradient_checkpointing, storage, optimizer, report_to,
