@@ -218,6 +218,26 @@ def test_warm_start_is_where_training_begins(lab, tmp_path):
     assert all(value.shape[1] == 1 for value in other.mask.values.values())
 
 
+def test_a_price_holds_what_need_not_be_removed(lab):
+    """Adam moves every logit at one rate, by noise where there is no signal; the price leaves those where they were."""
+    of, removed = learnable(lab), []
+    for price in (0.0, 5.0):
+        found = family("somf", of, preset="distill", steps=20, batch_size=6, warm_share=0, removal_price=price)
+        removed.append(torch.cat([1 - value.flatten() for value in found.mask.values.values()]))
+    start = 1 - float(torch.sigmoid(torch.tensor(2.5)))
+    assert float(removed[0].mean()) > 2 * start
+    assert float(removed[1].mean()) < start / 2 and float(removed[1].median()) < 0.01
+    assert float(removed[1].max()) > 0.5  # what refusals hang on goes all the same
+
+
+def test_distill_starts_from_what_refusals_hang_on(lab):
+    found = family("somf", learnable(lab), preset="distill", steps=0)
+    low, high = torch.sigmoid(torch.tensor([-1.0, 2.5])).mul(255).round().div(255).tolist()
+    entries = torch.cat([value.flatten() for value in found.mask.values.values()])
+    assert sorted(set(entries.tolist())) == pytest.approx([low, high])
+    assert float((entries < 0.5).float().mean()) == pytest.approx(0.05, abs=1 / len(entries))
+
+
 def test_somf_on_full_weights(lab, tmp_path):
     of = learnable(lab, tuned=("full",), aligned="base")
     found = family("somf", of, steps=2, batch_size=5)
