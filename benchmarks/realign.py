@@ -74,8 +74,9 @@ def condense(run: Path, row: str, seed: int) -> dict[str, Any]:
     if (run / "frontier.json").is_file():
         for method, members in json.loads((run / "frontier.json").read_text()).items():
             for member in members:
-                known[member["model"]] = {"method": method, "member": True, "perplexity": member["perplexity"],
-                                          "strength": member["strength"], "chosen": member["chosen"]}  # fmt: skip
+                known[member["model"]] = {"method": method, "member": True} | {
+                    fact: value for fact, value in member.items() if fact != "model"
+                }
         records += read_records(run / "frontier.jsonl")
     digits: dict[str, dict[str, list[str]]] = {name: {side: [] for side in SIDES} for name in known}
     for record in records:
@@ -328,14 +329,19 @@ def frontier_table(rows: Sequence[Row], bootstrap: Bootstrap) -> list[str]:
     """Volumes of the frontiers of one row, over its seeds."""
     titles = titles_of(rows)
     methods = [m for m in titles if m not in ENDS]
-    lines = ["| method | strengths | volume | SOMF's minus this | |", "| --- | ---: | ---: | ---: | --- |"]
+    lines = [
+        "| method | strengths | kept of the change | volume | SOMF's minus this | |",
+        "| --- | ---: | ---: | ---: | ---: | --- |",
+    ]
     for method, (own, ahead) in frontiers(rows, methods, bootstrap).items():
         verdict = (
             "" if method == LEAD else "above" if ahead.low > 0 else "below" if ahead.high < 0 else "not told apart"
         )
-        members = len(rows[0].members(method)) or 1
+        members = rows[0].members(method) or [method]
+        rates = [row.facts["models"][members[0]].get("keep_rate") for row in rows]
+        kept = "" if None in rates else f"{np.mean(rates):.3f}"
         lines.append(
-            f"| {titles[method]} | {members} | {shown(own, 1, 3)} "
+            f"| {titles[method]} | {len(members)} | {kept} | {shown(own, 1, 3)} "
             f"| {'' if method == LEAD else shown(ahead, 1, 3)} | {verdict} |"
         )
     return lines

@@ -51,13 +51,15 @@ def write_frontiers(root: Path, one: SeedRun) -> None:
 
 
 def _facts(name: str, one: SeedRun) -> list[dict[str, Any]]:
-    chosen = read_json(one.realigned[name].path / "selection.json")["strength"]
+    selection = read_json(one.realigned[name].path / "selection.json")
+    chosen, kept = selection["strength"], selection["facts"].get("keep_rate")  # of a mask, at strength 1
     return [
         {
             "model": f"{name}@{strength:g}",
             "strength": strength,
             "chosen": strength == chosen,
             "perplexity": (stage.receipt or {})["facts"]["perplexity"],
+            **({} if kept is None else {"keep_rate": kept}),
         }
         for strength, stage in one.frontiers[name].items()
     ]
