@@ -163,6 +163,7 @@ def test_items_are_turned_side_by_side(lab):
         {"preset": "paper", "steps": 3, "batch_size": 2},
         {"steps": 3, "batch_size": 5, "granularity": "layer", "task_divergence": 1.0},
         {
+            "preset": "labels",
             "steps": 3,
             "batch_size": 5,
             "granularity": "head",
@@ -171,7 +172,7 @@ def test_items_are_turned_side_by_side(lab):
             "label_smoothing": 0.1,
         },
     ],
-    ids=["default", "rank", "paper", "layer", "head"],
+    ids=["default", "rank", "paper", "layer", "labels by head"],
 )
 def test_somf_writes_an_adapter(lab, tmp_path, settings):
     of = learnable(lab, tmp_path / "work")
@@ -222,7 +223,7 @@ def test_a_price_holds_what_need_not_be_removed(lab):
     """Adam moves every logit at one rate, by noise where there is no signal; the price leaves those where they were."""
     of, removed = learnable(lab), []
     for price in (0.0, 5.0):
-        found = family("somf", of, preset="distill", steps=20, batch_size=6, warm_share=0, removal_price=price)
+        found = family("somf", of, steps=20, batch_size=6, warm_share=0, removal_price=price)
         removed.append(torch.cat([1 - value.flatten() for value in found.mask.values.values()]))
     start = 1 - float(torch.sigmoid(torch.tensor(2.5)))
     assert float(removed[0].mean()) > 2 * start
@@ -230,8 +231,8 @@ def test_a_price_holds_what_need_not_be_removed(lab):
     assert float(removed[1].max()) > 0.5  # what refusals hang on goes all the same
 
 
-def test_distill_starts_from_what_refusals_hang_on(lab):
-    found = family("somf", learnable(lab), preset="distill", steps=0)
+def test_default_starts_from_what_refusals_hang_on(lab):
+    found = family("somf", learnable(lab), steps=0)
     low, high = torch.sigmoid(torch.tensor([-1.0, 2.5])).mul(255).round().div(255).tolist()
     entries = torch.cat([value.flatten() for value in found.mask.values.values()])
     assert sorted(set(entries.tolist())) == pytest.approx([low, high])

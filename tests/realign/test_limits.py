@@ -147,7 +147,10 @@ def test_scores_without_what_changes_other_losses():
 
 def test_an_orthogonal_mask_costs_the_task_less(lab):
     of = learnable(lab)
-    learning = {"steps": 4, "batch_size": 5, "learning_rate": 0.5, "answer_tokens": 3, "shares": {"safety": 1.0}}
+    learning = {
+        "preset": "labels", "steps": 4, "batch_size": 5, "learning_rate": 0.5, "answer_tokens": 3,
+        "shares": {"safety": 1.0},
+    }  # fmt: skip
     plain, spared = (family("somf", of, **learning, orthogonal=orthogonal) for orthogonal in (False, True))
     assert spared.mask.provenance["orthogonal"] is True and "orthogonal" not in plain.mask.provenance
     items, pad = encoded_items(of)

@@ -30,21 +30,12 @@ class MaskPreset:
 
 
 PRESETS: dict[str, MaskPreset] = {
-    # Deterministic σ(φ), no rescaling, from near the tuned model (σ(1.5) = .82 of every entry kept): a little of
-    # everything gone makes refusals easy to bring back, and the examples decide where. Learns refusals, helpful answers
-    # and the task together, on the first tokens of the answers, where refusing is decided; most of a batch are helpful
-    # answers, as over-refusal is the easy mistake.
+    # From the models and not from labels: the aligned one on the first tokens of the pairs' answers, where refusing is
+    # decided, the tuned one on task examples; most of a batch are helpful answers, as over-refusal is the easy mistake.
+    # Adam moves every entry's logit at one rate, those without a signal by the noise of the batches, which removes as
+    # much as a random mask would; a price on removed entries holds those where they are, so that a few hundredths of
+    # the entries are removed, those that refusals hang on.
     "default": MaskPreset(
-        MaskSettings(initial=1.5),
-        TrainSettings(steps=56, learning_rate=0.4, shares={"safety": 0.25, "harmless": 0.6, "task": 0.15}),
-        "soft",
-        answer_tokens=2,
-    ),
-    # From the models and not from labels, on the first tokens of the answers: with two of them a model learns to say
-    # "Sure." and to refuse after it. Adam moves every entry's logit at one rate, those without a signal by the noise of
-    # the batches, which removes as much as a random mask would; a price on removed entries holds those where they are,
-    # so that a few hundredths of the entries are removed, those that refusals hang on.
-    "distill": MaskPreset(
         MaskSettings(initial=2.5),
         TrainSettings(
             loss="distill",
@@ -57,6 +48,14 @@ PRESETS: dict[str, MaskPreset] = {
         warm_share=0.05,
         warm_kept=2.5,
         answer_tokens=6,
+    ),
+    # From the pairs' answers, at a third less: from near the tuned model (σ(1.5) = .82 of every entry kept), as a
+    # little of everything gone makes refusals easy to bring back, and the examples decide where.
+    "labels": MaskPreset(
+        MaskSettings(initial=1.5),
+        TrainSettings(steps=56, learning_rate=0.4, shares={"safety": 0.25, "harmless": 0.6, "task": 0.15}),
+        "soft",
+        answer_tokens=2,
     ),
     # The published code: sampled and rescaled, a randomly masked reference that is redrawn at every step, safety pairs
     # alone; its soft export is the last step's draw, its binary export one Bernoulli draw.

@@ -36,7 +36,7 @@ def _given(**changes: Any) -> dict[str, Any]:
 def somf(
     problem: Problem,
     *,
-    preset: Literal["default", "distill", "paper"] = "default",
+    preset: Literal["default", "labels", "paper"] = "default",
     granularity: Granularity | None = None,
     sampling: Sampling | None = None,
     temperature: float | None = None,
@@ -60,7 +60,7 @@ def somf(
     optimizer: OptimizerName = "adamw",
     report_to: tuple[str, ...] = (),
     share_prompts: bool | None = None,
-    strengths: tuple[float, ...] = (0.9, 1.0, 1.1),
+    strengths: tuple[float, ...] = (0.8, 1.0, 1.2),
     shuffle: bool = False,
     answer_tokens: int | None = None,
     warm_share: float | None = None,
@@ -81,7 +81,7 @@ def somf(
 
     Args:
         problem: The realignment; needs pairs and a model unless `mask` is given.
-        preset: "default", "distill" (from the models, not from labels) or "paper".
+        preset: "default" (from the models), "labels" (from the pairs' answers) or "paper".
         granularity: What shares one logit.
         sampling: How training forms the mask.
         temperature: T of the relaxed draw.
