@@ -6,7 +6,7 @@
 
 A row is a task and a share of harmful examples; each row and seed is a run of a recipe. What was scored is kept in
 benchmarks/realign/ROW-SEED.json, a digit an item, so what is finished is never run again: a way back that is added to
-the recipe, or changed, is run alone.
+the recipe, or changed, is run alone. A run has one thread: two seeds can run beside each other on two cores.
 """
 
 from __future__ import annotations
@@ -183,7 +183,8 @@ def run(row: str, seed: int, data_dir: Path, out: Path) -> None:
     path.write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
     changes = [one for one in ROWS[row] if not one.startswith("realign.") or one.split(".")[1] in names]
     command = [sys.executable, "-m", "resafe", "run", str(path), *changes, f"seed={seed}"]
-    subprocess.run([*command, "--data-dir", str(data_dir), "--out", str(root), "--quiet"], check=True)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # sums in another order would train other models
+    subprocess.run([*command, "--data-dir", str(data_dir), "--out", str(root), "--quiet"], check=True, env=one_thread)
     kept, facts = read_kept(row, seed), condense(root, row, seed)
     KEPT.mkdir(exist_ok=True)
     target = KEPT / f"{row}-{seed}.json"
