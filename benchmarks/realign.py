@@ -348,6 +348,23 @@ def frontier_table(rows: Sequence[Row], bootstrap: Bootstrap) -> list[str]:
     return lines
 
 
+def member_table(rows: Sequence[Row]) -> list[str]:
+    """R_s, R_u and added over-refusal at every strength, means over the seeds, in %."""
+    titles = titles_of(rows)
+    lines = ["| at every strength: R_s, R_u, added | | | | |", "| --- | --- | --- | --- | --- |"]
+    for method in (m for m in titles if rows[0].members(m)):
+        names = rows[0].members(method)
+        columns = stacked(rows, (*ENDS, *names))
+        means = {side: values.mean(axis=1)[None, :] for side, values in columns.items()}
+        points, added = ratios(means)[0], means["harmless"][0, 2:] - means["harmless"][0, 1]
+        cells = [
+            f"{name.split('@')[1]}: {100 * point[0]:.0f}, {100 * point[1]:.0f}, {100 * more:+.1f}"
+            for name, point, more in zip(names, points, added, strict=True)
+        ]
+        lines.append(f"| {titles[method]} | {' | '.join(cells + [''] * (4 - len(cells)))} |")
+    return lines
+
+
 def picture(rows: Sequence[Row], path: Path) -> None:
     """Frontiers as two panels: harmful against harmless refused, and R_s against R_u; means over seeds."""
     from matplotlib import pyplot
@@ -387,7 +404,14 @@ def blocks(found: Sequence[Row]) -> Iterable[tuple[str, str, dict[str, Interval]
             f"{', '.join(str(row.facts['minutes']) for row in rows)} minutes."
         )
         image = f"![frontiers](../img/realign-{name}.svg)"
-        tables = [table(rows, bootstrap), [note], set_table(rows), frontier_table(rows, bootstrap), [image]]
+        tables = [
+            table(rows, bootstrap),
+            [note],
+            frontier_table(rows, bootstrap),
+            member_table(rows),
+            set_table(rows),
+            [image],
+        ]
         lines = [line for part in tables for line in (*part, "")][:-1]
         yield name, "\n".join(lines), figures(rows, LEAD, bootstrap)
 

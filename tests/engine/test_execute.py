@@ -61,7 +61,10 @@ def test_every_method_through_files(farm, name):
     assert not torch.equal(found["model.layers.0.self_attn.q_proj.weight"], base)
 
 
-@pytest.mark.parametrize("method", ["dare", "dare_ties", "della", "ties", "sce", "multislerp", "tsv", "emr"])
+LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("della", "multislerp", "tsv", "emr")]
+
+
+@pytest.mark.parametrize("method", ["dare", "dare_ties", "ties", "sce", *LONG])
 def test_the_bits_do_not_depend_on_how_the_work_is_cut(farm, method, monkeypatch):
     reference = fused(farm, "one", method=method, seed=3)
     monkeypatch.setattr(spans, "PIECE", 40)
@@ -153,6 +156,7 @@ def test_not_a_number_is_named(farm):
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shapes=st.lists(st.lists(st.integers(0, 7), max_size=3).map(tuple), min_size=1, max_size=5),
