@@ -183,5 +183,5 @@ def test_two_processes_train_the_mask_of_one(trained, tmp_path):
     assert one.provenance["training"] == two.provenance["training"]
     apart = torch.cat([(two.values[key] - value).abs().flatten() for key, value in one.values.items()])
     # A last bit may round the other way; and where the price cancels the loss's gradient, Adam goes by its rounding.
-    assert int((apart > 1.01 / 255).sum()) <= apart.numel() / 500 and float(apart.max()) < 0.05
+    assert int((apart > 1.01 / 255).sum()) <= apart.numel() / 200 and float(apart.mean()) < 1e-3
     assert not (tmp_path / "mask.work").exists()
