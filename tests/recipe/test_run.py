@@ -254,8 +254,8 @@ EVALUATIONS = [f"evaluate-{name}" for name in MODELS]
     [
         ({"title": "Another", "realign__half__title": "One half", "realign__half__kind": "realigned"}, []),
         ({"questions__batch_size": 4, "release": "half", "report": {"corrected": True}}, []),
-        ({"questions__task_items": 6}, EVALUATIONS),
-        ({"questions__max_new_tokens": 5}, EVALUATIONS),
+        pytest.param({"questions__task_items": 6}, EVALUATIONS, marks=pytest.mark.slow),
+        pytest.param({"questions__max_new_tokens": 5}, EVALUATIONS, marks=pytest.mark.slow),
         ({"questions__harmful_limit": 13}, EVALUATIONS),
         ({"realign__half__settings": {"removed": [0.4]}}, ["realign-half", "evaluate-half"]),
         (
