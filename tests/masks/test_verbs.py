@@ -23,7 +23,7 @@ from resafe.masks.summary import KeepRate, keep_rates, mean_keep
 from resafe.recipe import load_mask
 from resafe.report.heatmap import heatmap
 
-SETTINGS = {"steps": 2, "batch_size": 4}
+SETTINGS = {"preset": "labels", "steps": 2, "batch_size": 4}
 
 
 def reference(lab, name):
@@ -181,7 +181,6 @@ def test_two_processes_train_the_mask_of_one(trained, tmp_path):
     assert done.stdout.split() == [str(tmp_path / "mask")]
     one, two = Mask.load(trained / "mask"), Mask.load(tmp_path / "mask")
     assert one.provenance["training"] == two.provenance["training"]
-    apart = torch.cat([(two.values[key] - value).abs().flatten() for key, value in one.values.items()])
-    # A last bit may round the other way; and where the price cancels the loss's gradient, Adam goes by its rounding.
-    assert int((apart > 1.01 / 255).sum()) <= apart.numel() / 200 and float(apart.mean()) < 1e-3
+    for key, value in one.values.items():
+        assert float((two.values[key] - value).abs().max()) <= 1.01 / 255  # a last bit may round the other way
     assert not (tmp_path / "mask.work").exists()

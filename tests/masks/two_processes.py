@@ -38,7 +38,13 @@ CASES: dict[str, tuple[tuple[str, ...], str, MaskSettings, TrainSettings, Fusion
         replace(SHORT, loss="sigmoid", reference="random", shares={"safety": 1.0}, max_norm=0.01),
         Fusion("task_arithmetic"),
     ),
-    "distill": (("tuned",), "safe", MaskSettings(), replace(SHORT, loss="distill"), Fusion("task_arithmetic")),
+    "distill": (
+        ("tuned",),
+        "safe",
+        MaskSettings(initial=2.5),
+        replace(SHORT, loss="distill", removal_price=1.0),
+        Fusion("task_arithmetic"),
+    ),
     "weights": (("full", "full2"), "base", MaskSettings(granularity="layer"), SHORT, Fusion("average")),
     "ties": (("tuned", "tuned2"), "safe", MaskSettings(per_task=True), replace(SHORT, loss="ipo"), TIES),
 }
