@@ -30,7 +30,8 @@ import yaml
 
 from resafe.evals.frontier import dominated_volume
 from resafe.evals.statistics import Bootstrap, Interval
-from resafe.provenance import digest_value
+from resafe.masks import PRESETS
+from resafe.provenance import described, digest_value
 from resafe.report import read_records, read_results
 
 HERE = Path(__file__).parent
@@ -116,7 +117,7 @@ def joined(kept: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **found,
         "entries": kept["entries"] | found["entries"],
-        "minutes": round(kept["minutes"] + found["minutes"], 1),
+        "minutes": kept["minutes"],  # of the whole row: what is run since shares its first stages
         "titles": kept["titles"] | found["titles"],
         "models": stay | {name: one for name, one in found["models"].items() if name not in ENDS},
     }
@@ -150,11 +151,14 @@ def row_digest(row: str) -> str:
 
 
 def entry_digests() -> dict[str, str]:
-    """Entry of `realign` → digest of how its models are made, with the entry whose mask it uses."""
+    """Entry of `realign` → digest of how its models are made: its preset and the entry whose mask it uses, too."""
     found: dict[str, str] = {}
     for name, entry in written()["realign"].items():
         own = {key: value for key, value in entry.items() if key not in ("title", "kind")}
-        found[name] = digest_value([own, *(found[own[key]] for key in REFERS if key in own)])
+        preset = (
+            [described(PRESETS[own.get("settings", {}).get("preset", "default")])] if own["method"] == "somf" else []
+        )
+        found[name] = digest_value([own, *preset, *(found[own[key]] for key in REFERS if key in own)])
     return found
 
 
@@ -351,9 +355,10 @@ def frontier_table(rows: Sequence[Row], bootstrap: Bootstrap) -> list[str]:
 def member_table(rows: Sequence[Row]) -> list[str]:
     """R_s, R_u and added over-refusal at every strength, means over the seeds, in %."""
     titles = titles_of(rows)
-    lines = ["| at every strength: R_s, R_u, added | | | | |", "| --- | --- | --- | --- | --- |"]
-    for method in (m for m in titles if rows[0].members(m)):
-        names = rows[0].members(method)
+    members = {method: names for method in titles if (names := rows[0].members(method))}
+    width = max(map(len, members.values()))
+    lines = [f"| at every strength: R_s, R_u, added |{' |' * width}", f"| --- |{' --- |' * width}"]
+    for method, names in members.items():
         columns = stacked(rows, (*ENDS, *names))
         means = {side: values.mean(axis=1)[None, :] for side, values in columns.items()}
         points, added = ratios(means)[0], means["harmless"][0, 2:] - means["harmless"][0, 1]
@@ -361,7 +366,7 @@ def member_table(rows: Sequence[Row]) -> list[str]:
             f"{name.split('@')[1]}: {100 * point[0]:.0f}, {100 * point[1]:.0f}, {100 * more:+.1f}"
             for name, point, more in zip(names, points, added, strict=True)
         ]
-        lines.append(f"| {titles[method]} | {' | '.join(cells + [''] * (4 - len(cells)))} |")
+        lines.append(f"| {titles[method]} | {' | '.join(cells + [''] * (width - len(cells)))} |")
     return lines
 
 
@@ -391,7 +396,7 @@ def picture(rows: Sequence[Row], path: Path) -> None:
 def blocks(found: Sequence[Row]) -> Iterable[tuple[str, str, dict[str, Interval]]]:
     """Row, its part of the page, and the lead's figures."""
     for name in ROWS:
-        rows = [row for row in found if row.name == name]
+        rows = [row for row in found if row.name == name and LEAD in row.facts["entries"]]
         if not rows:
             continue
         facts, bootstrap = rows[0].facts, Bootstrap(2000, blocks=len(rows))
@@ -450,6 +455,8 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="write the page from what is there")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    if unknown := set(given.rows.split(",")) - set(ROWS):
+        parser.error(f"no row {', '.join(sorted(unknown))}; rows: {', '.join(ROWS)}")
     if not given.report:
         if given.data_dir is None:
             parser.error("--data-dir is needed: the directory with the files of public sets")
