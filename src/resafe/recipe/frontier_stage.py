@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from resafe.recipe.run import SeedRun
 
 
+_CANDIDATE = ("measured", "recovery", "retention")  # what the choice of a strength looks at
+
+
 def measure_frontier(context: Context, name: str, stage: Stage, chosen: Stage) -> dict[float, Stage]:
     """Strength → the evaluation of its model; empty without `frontier`. The chosen one's, `chosen`, is there already.
 
@@ -53,6 +56,7 @@ def write_frontiers(root: Path, one: SeedRun) -> None:
 def _facts(name: str, one: SeedRun) -> list[dict[str, Any]]:
     selection = read_json(one.realigned[name].path / "selection.json")
     chosen, kept = selection["strength"], selection["facts"].get("keep_rate")  # of a mask, at strength 1
+    validation = {each["strength"]: {key: each[key] for key in _CANDIDATE} for each in selection["candidates"]}
     return [
         {
             "model": f"{name}@{strength:g}",
@@ -60,6 +64,7 @@ def _facts(name: str, one: SeedRun) -> list[dict[str, Any]]:
             "chosen": strength == chosen,
             "perplexity": (stage.receipt or {})["facts"]["perplexity"],
             **({} if kept is None else {"keep_rate": kept}),
+            **({"validation": validation[strength]} if strength in validation else {}),
         }
         for strength, stage in one.frontiers[name].items()
     ]
