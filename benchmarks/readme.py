@@ -24,8 +24,10 @@ def main() -> None:
     name = root.name
     block = f"<!-- table:{name} -->\n{markdown_table(results)}\n{note}\n<!-- /table:{name} -->"
     pattern = re.compile(f"<!-- table:{name} -->.*?<!-- /table:{name} -->", re.DOTALL)
-    for path in (Path("README.md"), Path("docs/results/demo.md")):
-        path.write_text(pattern.sub(lambda _: block, path.read_text()))
+    for path in (Path("README.md"), *Path("docs/results").glob("*.md")):
+        page = path.read_text()
+        if pattern.search(page):
+            path.write_text(pattern.sub(lambda _: block, page))
 
 
 if __name__ == "__main__":
