@@ -43,6 +43,16 @@ ROWS: dict[str, tuple[str, ...]] = {
     "b10": ("tune.task.task=extraction", "tune.task.harmful_share=0.1"),
     "a20": ("tune.task.task=arithmetic", "tune.task.harmful_share=0.2"),
     "a0": ("tune.task.task=arithmetic", "tune.task.harmful_share=0.0"),
+    # all weights: rates a fifteenth of the adapters' (chosen by the aligned model's and the tuned one's validation figures)
+    "a10-full": (
+        "tune.task.task=arithmetic",
+        "tune.task.harmful_share=0.1",
+        "align.lora=null",
+        "align.sft.learning_rate=1.0e-4",
+        "tune.task.learning_rate=1.0e-4",
+        "realign.sft.settings.learning_rate=3.3e-5",
+        "realign.dpo.settings.learning_rate=1.3e-5",
+    ),
     "b20": ("tune.task.task=extraction", "tune.task.harmful_share=0.2"),
 }
 LEAD = "somf"
