@@ -36,7 +36,7 @@ def test_every_strength_is_evaluated(tiny: TinyRun, tmp_path: Path) -> None:
     assert sum(member["chosen"] for member in entries["half"]) == 1
     selection = json.loads((directory(out, "realign-half") / "selection.json").read_text())
     for member, candidate in zip(entries["half"], selection["candidates"], strict=True):
-        assert member["validation"] == {key: candidate[key] for key in ("measured", "recovery", "retention")}
+        assert member["validation"] == {key: candidate[key] for key in ("measured", "recovery", "retention", "excess")}
     records = read_records(out / "frontier.jsonl")
     assert len(records) == 3 * 7 and {r.model for r in records} == {"half@0", "half@0.5", "half@1"}
     # nothing removed is the tuned model, everything the aligned one: their answers are known

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from resafe.recipe.run import SeedRun
 
 
-_CANDIDATE = ("measured", "recovery", "retention")  # what the choice of a strength looks at
+_CANDIDATE = ("measured", "recovery", "retention", "excess")  # what the choice of a strength looks at
 
 
 def measure_frontier(context: Context, name: str, stage: Stage, chosen: Stage) -> dict[float, Stage]:
