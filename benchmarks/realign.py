@@ -29,9 +29,11 @@ import numpy as np
 import yaml
 
 from resafe.evals.frontier import dominated_volume
+from resafe.evals.refusal import rules_digest
 from resafe.evals.statistics import Bootstrap, Interval
 from resafe.masks import PRESETS
 from resafe.provenance import described, digest_value
+from resafe.realign import REALIGN
 from resafe.report import read_records, read_results
 
 HERE = Path(__file__).parent
@@ -77,8 +79,15 @@ class Row:
         return [m for m, known in self.facts["models"].items() if known["method"] == method and known["member"]]
 
 
-def condense(run: Path, row: str, seed: int) -> dict[str, Any]:
-    """A finished run as scores, a digit an item: table models by their names, members as name@strength."""
+def condense(run: Path, row: str, seed: int, digests: Mapping[str, Any]) -> dict[str, Any]:
+    """A finished run as scores, a digit an item: table models by their names, members as name@strength.
+
+    Args:
+        run: Its directory.
+        row: The row.
+        seed: Its seed.
+        digests: `row_digest` and `entry_digests` as they were when it began.
+    """
     results = read_results(run / "results.json")
     known: dict[str, Any] = {
         item.model: {"method": item.model, "member": False, "perplexity": item.perplexity} for item in results.rows
@@ -96,13 +105,12 @@ def condense(run: Path, row: str, seed: int) -> dict[str, Any]:
         digits[record.model][record.side].append("1" if record.score == 1.0 else "0")
     for name, sides in digits.items():
         known[name]["scores"] = {side: "".join(column) for side, column in sides.items()}
-    first = next(iter(known))
-    made = entry_digests()
+    first, made = next(iter(known)), digests["entries"]
     return {
         "row": row,
         "seed": seed,
         "sets": {side: set_lengths([r.id for r in records if (r.model, r.side) == (first, side)]) for side in SIDES},
-        "recipe": row_digest(row),
+        "recipe": digests["recipe"],
         "entries": {name: made[name] for name in {one["method"] for one in known.values()} if name in made},
         "date": datetime.now(UTC).date().isoformat(),
         "minutes": round(results.seconds / 60, 1),
@@ -159,7 +167,7 @@ def written() -> dict[str, Any]:
 def row_digest(row: str) -> str:
     """Digest of what all models of a row have in common: what is kept of another recipe is not shown beside it."""
     common = {key: value for key, value in written().items() if key not in ("name", "title", "realign")}
-    return digest_value([common, ROWS[row]])
+    return digest_value([common, ROWS[row], rules_digest()])
 
 
 def entry_digests() -> dict[str, str]:
@@ -170,15 +178,21 @@ def entry_digests() -> dict[str, str]:
         preset = (
             [described(PRESETS[own.get("settings", {}).get("preset", "default")])] if own["method"] == "somf" else []
         )
-        found[name] = digest_value([own, *preset, *(found[own[key]] for key in REFERS if key in own)])
+        method = REALIGN.get(own["method"])
+        defaults = [[p.name, repr(p.default)] for p in method.parameters if p.name not in method.traits["later"]]
+        found[name] = digest_value([own, defaults, *preset, *(found[own[key]] for key in REFERS if key in own)])
     return found
+
+
+def asked(row: str) -> list[str]:
+    """The entries of the recipe that a row has."""
+    return [name for name in written()["realign"] if row in ABLATIONS.get(name, (row,))]
 
 
 def missing(row: str, seed: int) -> list[str]:
     """The entries of the recipe that were not run, or not as they are now."""
     kept, made = read_kept(row, seed), entry_digests()
-    asked = [name for name in made if row in ABLATIONS.get(name, (row,))]
-    return [name for name in asked if kept is None or kept["entries"].get(name) != made[name]]
+    return [name for name in asked(row) if kept is None or kept["entries"].get(name) != made[name]]
 
 
 def read_kept(row: str, seed: int) -> dict[str, Any] | None:
@@ -191,7 +205,7 @@ def read_kept(row: str, seed: int) -> dict[str, Any] | None:
 def run(row: str, seed: int, data_dir: Path, out: Path) -> None:
     """Runs what is missing of one row and seed in a process of its own and keeps its scores."""
     root = out / f"seed-{seed}"  # rows of a seed share the aligned model
-    recipe, names = written(), set(missing(row, seed))
+    recipe, names, kept = written(), set(missing(row, seed)), read_kept(row, seed)
     for name, entry in reversed(recipe["realign"].items()):  # an entry that uses another's mask stands after it
         names |= {entry[key] for key in REFERS if key in entry} if name in names else set()
     recipe["realign"] = {name: entry for name, entry in recipe["realign"].items() if name in names}
@@ -200,9 +214,10 @@ def run(row: str, seed: int, data_dir: Path, out: Path) -> None:
     path.write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
     changes = [one for one in ROWS[row] if not one.startswith("realign.") or one.split(".")[1] in names]
     command = [sys.executable, "-m", "resafe", "run", str(path), *changes, f"seed={seed}"]
+    before = {"recipe": row_digest(row), "entries": entry_digests()}  # of the files as they are now
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # sums in another order would train other models
     subprocess.run([*command, "--data-dir", str(data_dir), "--out", str(root), "--quiet"], check=True, env=one_thread)
-    kept, facts = read_kept(row, seed), condense(root, row, seed)
+    facts = condense(root, row, seed, before)
     KEPT.mkdir(exist_ok=True)
     target = KEPT / f"{row}-{seed}.json"
     target.with_suffix(".part").write_text(json.dumps(joined(kept, facts) if kept else facts, indent=1) + "\n")
@@ -242,10 +257,16 @@ def volume(points: Any) -> Any:
 
 
 def titles_of(rows: Sequence[Row]) -> dict[str, str]:
-    """Model → title, of those that every seed has, in the recipe's order."""
-    named = [rows[0].facts["titles"], *(row.facts["entries"] for row in rows)]
-    shared = [name for name in written()["realign"] if all(name in one for one in named)]
+    """Model → title, of those that every seed has at the same strengths, in the recipe's order."""
+    shared = [name for name in asked(rows[0].name) if not lacking(rows, name)]
     return {name: rows[0].facts["titles"][name] for name in (*ENDS, *shared)}
+
+
+def lacking(rows: Sequence[Row], name: str) -> list[int]:
+    """The seeds that do not have an entry, or have it at other strengths than the seed that has most."""
+    strengths = {row.seed: row.members(name) if name in row.facts["entries"] else None for row in rows}
+    most = max(strengths.values(), key=lambda found: -1 if found is None else len(found))
+    return [seed for seed, found in strengths.items() if found is None or found != most]
 
 
 def figures(rows: Sequence[Row], method: str, bootstrap: Bootstrap) -> dict[str, Interval]:
@@ -352,9 +373,8 @@ def frontier_table(rows: Sequence[Row], bootstrap: Bootstrap) -> list[str]:
         "| --- | ---: | ---: | ---: | ---: | --- |",
     ]
     for method, (own, ahead) in frontiers(rows, methods, bootstrap).items():
-        verdict = (
-            "" if method == LEAD else "above" if ahead.low > 0 else "below" if ahead.high < 0 else "not told apart"
-        )
+        told = "above" if ahead.low > 0 else "below" if ahead.high < 0 else "not told apart"
+        verdict = told if method != LEAD and ahead.defined else ""
         members = rows[0].members(method) or [method]
         rates = [row.facts["models"][members[0]].get("keep_rate") for row in rows]
         kept = "" if None in rates else f"{np.mean(rates):.3f}"
@@ -365,18 +385,24 @@ def frontier_table(rows: Sequence[Row], bootstrap: Bootstrap) -> list[str]:
     return lines
 
 
+def safety_lost(rows: Sequence[Row]) -> bool:
+    """Whether tuning cost safety, so that R_s means something: at least ten points of the harmful questions."""
+    columns = stacked(rows, ENDS)["harmful"].mean(axis=1)
+    return bool(columns[0] - columns[1] >= 0.1)
+
+
 def member_table(rows: Sequence[Row]) -> list[str]:
     """R_s, R_u and added over-refusal at every strength, means over the seeds, in %."""
     titles = titles_of(rows)
     members = {method: names for method in titles if (names := rows[0].members(method))}
-    width = max(map(len, members.values()))
+    width, lost = max(map(len, members.values())), safety_lost(rows)
     lines = [f"| at every strength: R_s, R_u, added |{' |' * width}", f"| --- |{' --- |' * width}"]
     for method, names in members.items():
         columns = stacked(rows, (*ENDS, *names))
         means = {side: values.mean(axis=1)[None, :] for side, values in columns.items()}
         points, added = ratios(means)[0], means["harmless"][0, 2:] - means["harmless"][0, 1]
         cells = [
-            f"{name.split('@')[1]}: {100 * point[0]:.0f}, {100 * point[1]:.0f}, {100 * more:+.1f}"
+            f"{name.split('@')[1]}: {f'{100 * point[0]:.0f}' if lost else '–'}, {100 * point[1]:.0f}, {100 * more:+.1f}"
             for name, point, more in zip(names, points, added, strict=True)
         ]
         lines.append(f"| {titles[method]} | {' | '.join(cells + [''] * (width - len(cells)))} |")
@@ -387,6 +413,7 @@ def picture(rows: Sequence[Row], path: Path) -> None:
     """Frontiers as two panels: harmful against harmless refused, and R_s against R_u; means over seeds."""
     from matplotlib import pyplot
 
+    pyplot.rcParams["svg.hashsalt"] = "resafe"  # the same picture for the same figures
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     titles = titles_of(rows)
     for method in (m for m in titles if rows[0].members(m)):
@@ -402,7 +429,7 @@ def picture(rows: Sequence[Row], path: Path) -> None:
     for axis in axes:
         axis.grid(alpha=0.25)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 
 
@@ -421,6 +448,11 @@ def blocks(found: Sequence[Row]) -> Iterable[tuple[str, str, dict[str, Interval]
             f"{facts['machine']}, {', '.join(sorted({row.facts['date'] for row in rows}))}; "
             f"{', '.join(str(row.facts['minutes']) for row in rows)} minutes."
         )
+        less = {name: seeds for name in asked(name) if (seeds := lacking(rows, name))}
+        if less:
+            note += " Not run yet, or at other strengths: " + "; ".join(
+                f"{entry} (seed {', '.join(map(str, seeds))})" for entry, seeds in less.items()
+            )
         image = f"![frontiers](../img/realign-{name}.svg)"
         tables = [
             table(rows, bootstrap),
@@ -438,11 +470,13 @@ def report() -> dict[str, Any]:
     """Writes the page's tables and pictures, and gives the lead's figures by row."""
     found = [load(path) for path in sorted(KEPT.glob("*-*.json"))]
     made = entry_digests()
+    if strange := sorted({row.name for row in found} - set(ROWS)):
+        raise SystemExit(f"{KEPT} has files of no row: {', '.join(strange)}; rows: {', '.join(ROWS)}")
     stale = [
         f"{row.name}-{row.seed}"
         for row in found
         if row.facts["recipe"] != row_digest(row.name)
-        or any(made.get(name) not in (None, digest) for name, digest in row.facts["entries"].items())
+        or any(row.facts["entries"].get(name) not in (None, made[name]) for name in asked(row.name))
     ]
     if stale:
         raise SystemExit(f"the recipe has changed since {', '.join(stale)} ran: run them again, or remove their files")

@@ -23,7 +23,8 @@ KEEP = [Example(f"t{n}", f"w{n + 3} w{n + 30}", f"w{n + 80} w{n}") for n in rang
 
 @dataclass(frozen=True)
 class Lab:
-    """Directories: base, safe (adapter), tuned and tuned2 (continue safe), fresh (adapter on base), full, full_all."""
+    """Directories: base, safe (adapter), tuned and tuned2 (continue safe), fresh (adapter on base), full, full2 (other
+    linear layers), full_all (all other); tied and tied_full have the embedding as their head."""
 
     root: Path
 
@@ -78,8 +79,9 @@ def build(root: Path) -> Lab:
         model = lab.adapted("safe")
         _disturb(model, "lora_", 0.1)
         model.save_pretrained(root / name)
-    for name, part in (("full", "_proj"), ("full2", "_proj"), ("full_all", "")):
-        model = lab.plain()
+    for name, part in (("full", "_proj"), ("full2", "_proj"), ("full_all", ""), ("tied", ""), ("tied_full", "")):
+        model = tiny_model(initializer_range=0.2, tie_word_embeddings=True) if name == "tied" else None
+        model = model or lab.plain("tied" if name == "tied_full" else "base")
         _disturb(model, part, 0.05)
         model.save_pretrained(root / name)
         tiny_tokenizer().save_pretrained(root / name)

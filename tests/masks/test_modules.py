@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from resafe.checkpoints import open_checkpoint
 from resafe.deltas import task_vector
 from resafe.errors import InputError
 from resafe.fusion import Fusion
 from resafe.masks import MaskSettings, install_masks
-from resafe.masks.modules import MaskedLinear
+from resafe.masks.modules import MaskedModule
 from tests.tiny import logits
 
 
@@ -59,10 +60,20 @@ def test_ones_are_the_tuned_adapter_and_zeros_the_safe_one(lab, granularity):
     assert not torch.allclose(logits(lab.adapted("tuned")), logits(lab.adapted("safe")), atol=0.01)
 
 
-@pytest.mark.parametrize(("tuned", "aligned", "space"), [("full", "base", "auto"), ("tuned", "safe", "weights")])
-def test_full_weights(lab, tuned, aligned, space):
-    model, values, _ = masked(lab, (tuned,), aligned, space=space)
-    new, old = (lab.plain(n) if n in ("full", "base") else lab.adapted(n) for n in (tuned, aligned))
+@pytest.mark.parametrize(
+    ("tuned", "aligned", "base", "space"),
+    [
+        ("full", "base", "base", "auto"),
+        ("full_all", "base", "base", "auto"),  # embedding, norms and head, too
+        ("tied_full", "tied", "tied", "auto"),
+        ("full_all", "full", "base", "auto"),  # neither is the model that the masks are put into
+        ("full", "full2", "full_all", "auto"),  # what tuning left alone is the aligned model's
+        ("tuned", "safe", "base", "weights"),
+    ],
+)
+def test_full_weights(lab, tuned, aligned, base, space):
+    model, values, _ = masked(lab, (tuned,), aligned, base=base, space=space)
+    new, old = (lab.plain(n) if n.startswith(("full", "base", "tied")) else lab.adapted(n) for n in (tuned, aligned))
     with values.reading("ones"):
         same(logits(model), logits(new))
     with values.reading("zeros"):
@@ -195,22 +206,64 @@ def test_masks_of_their_own(lab, fusion, rescale):
     assert len(set(values.keep_rates())) == 8  # four kinds of factors, two tasks
 
 
+def test_every_parameter_that_tuning_changed_has_a_mask(lab):
+    for tuned, count in (("full", 14), ("full_all", 21)):
+        model, values, (vector,) = masked(lab, (tuned,), "base", granularity="tensor")
+        changed = {name for name in vector.names if bool(vector.delta(name).any())}
+        assert set(values.values) == changed and len(changed) == count
+        # nothing of the model is held twice: one entry of each masked parameter is left, beside θ_a and τ
+        held = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+        sizes = {name: vector.delta(name).numel() for name in vector.names}
+        assert held == sum(sizes.values()) + sum(sizes[name] + 1 for name in changed)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_layers_of_other_kinds(tmp_path, tied):
+    """GPT-2: Conv1D with biases, positions, LayerNorm, a head that is tied to the embedding or not; mixed by hand."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=97, n_positions=64, n_embd=16, n_layer=2, n_head=2, tie_word_embeddings=tied)
+    models = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        models.append(GPT2LMHeadModel(config).eval())
+        with torch.no_grad():
+            for parameter in models[-1].parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        models[-1].save_pretrained(tmp_path / str(seed))
+    vector = task_vector(open_checkpoint(tmp_path / "1"), open_checkpoint(tmp_path / "0"))
+    model, plan = models[2], MaskSettings(sampling="direct", initial=0.25)
+    values = install_masks(model, [vector], plan, seed=0, combine=lambda n, d: d[0], linear=True)
+    with values.reading("ones"):
+        same(logits(model), logits(models[1]))
+    with values.reading("zeros"):
+        same(logits(model), logits(models[0]))
+    with torch.no_grad():
+        for mixed, tuned in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            mixed.lerp_(tuned, 0.25)
+    same(logits(model), logits(models[0]))
+    assert len(values.values) == len(list(models[0].parameters()))
+    assert model.transformer.wte.num_embeddings == 97 and model.transformer.wte.weight.shape == (97, 16)
+    model(input_ids=torch.tensor([[1, 2, 3]])).logits.square().sum().backward()
+    assert all(bool(value.grad.any()) for value in values.values.values())
+
+
 def test_a_weight_that_is_formed_again_has_the_same_gradient(lab):
     tokens, found = torch.tensor([[1, 2, 3, 9]]), []
     for again in (True, False):
-        model, values, _ = masked(lab, ("full",), "base")
-        layers = [m for m in model.modules() if isinstance(m, MaskedLinear)]
+        model, values, _ = masked(lab, ("full_all",), "base")
+        layers = [m for m in model.modules() if isinstance(m, MaskedModule)]
         for layer in layers:
             layer.again = again
         model(input_ids=tokens).logits.square().sum().backward()
         found.append({key: value.grad for key, value in values.values.items()})
-    assert len(layers) == 14
+    assert len(layers) == 21
     for key, gradient in found[0].items():
         assert torch.equal(gradient, found[1][key]) and float(gradient.abs().sum()) > 0
 
 
 def test_weights_in_bfloat16_with_logits_in_float32(lab):
-    vectors = [task_vector(lab.open("full"), lab.open("base"))]
+    vectors = [task_vector(lab.open("full_all"), lab.open("base"))]
     model = lab.plain().to(torch.bfloat16)
     values = install_masks(
         model, vectors, MaskSettings(), seed=0, combine=lambda n, d: d[0], linear=True, storage=torch.bfloat16
@@ -220,7 +273,7 @@ def test_weights_in_bfloat16_with_logits_in_float32(lab):
     model(input_ids=torch.tensor([[1, 2, 3]])).logits.float().sum().backward()
     assert all(p.grad.dtype == torch.float32 and bool(p.grad.isfinite().all()) for p in values.parameters())
     with values.reading("ones"):
-        torch.testing.assert_close(logits(model).float(), logits(lab.plain("full")), rtol=0.1, atol=0.5)
+        torch.testing.assert_close(logits(model).float(), logits(lab.plain("full_all")), rtol=0.1, atol=0.5)
 
 
 def test_only_the_logits_learn(lab):

@@ -46,6 +46,8 @@ CASES: dict[str, tuple[tuple[str, ...], str, MaskSettings, TrainSettings, Fusion
         Fusion("task_arithmetic"),
     ),
     "weights": (("full", "full2"), "base", MaskSettings(granularity="layer"), SHORT, Fusion("average")),
+    "all weights": (("full_all",), "full", MaskSettings(), replace(SHORT, loss="distill"), Fusion("task_arithmetic")),
+    "tied": (("tied_full",), "tied", MaskSettings(granularity="row"), SHORT, Fusion("task_arithmetic")),
     "ties": (("tuned", "tuned2"), "safe", MaskSettings(per_task=True), replace(SHORT, loss="ipo"), TIES),
 }
 
@@ -63,7 +65,8 @@ def trainer(
 
     tuned, aligned, mask, training, fusion = CASES[case]
     vectors = [task_vector(lab.open(name), lab.open(aligned)) for name in tuned]
-    model, logits = masked_model(Problem(vectors, fusion, source=Source(lab)), mask, 0)
+    source = Source(lab, "tied" if aligned == "tied" else "base")
+    model, logits = masked_model(Problem(vectors, fusion, source=source), mask, 0)
     model.to(dtype)
     logits.to(torch.float32)
     if again:

@@ -239,6 +239,23 @@ def test_default_starts_from_what_refusals_hang_on(lab):
     assert float((entries < 0.5).float().mean()) == pytest.approx(0.05, abs=1 / len(entries))
 
 
+def test_initial_is_where_the_others_start(lab):
+    for given, logit in (({"initial": 0.5}, 0.5), ({"initial": 0.5, "warm_kept": 1.5}, 1.5)):
+        found = family("somf", learnable(lab), steps=0, **given)
+        high = max(float(value.max()) for value in found.mask.values.values())
+        assert high == pytest.approx(float(torch.sigmoid(torch.tensor(logit))), abs=1 / 510)
+
+
+def test_somf_on_all_weights_goes_from_the_tuned_model_to_the_aligned_one(lab):
+    """Embedding, norms and head, too; the model that is masked may be another (`Source` gives the base)."""
+    of = learnable(lab, tuned=("full_all",), aligned="full2")
+    found = family("somf", of, steps=0, warm_share=0, initial=-30.0)
+    assert set(found.mask.values) == set(of.names)
+    for strength, end in ((0.0, "full_all"), (1.0, "full2")):
+        read = lab.open(end).read
+        assert all(torch.allclose(found.at(strength)(name), read(name), atol=1e-6) for name in of.names)
+
+
 def test_somf_on_full_weights(lab, tmp_path):
     of = learnable(lab, tuned=("full",), aligned="base")
     found = family("somf", of, steps=2, batch_size=5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from resafe.data.mixes import normalised
 from resafe.data.pairs import SHORT_REFUSALS
 from resafe.recipe import check_recipe, run_recipe
 from resafe.recipe.context import Context
+from resafe.recipe.frontier_stage import write_frontiers
 from resafe.recipe.own_answers import whole_sentences
 from resafe.recipe.reporter import Silent
+from resafe.recipe.run import SeedRun
 from resafe.recipe.stage import Run
 from resafe.report import read_records
 from tests.conftest import TinyRun
@@ -47,6 +50,13 @@ def test_every_strength_is_evaluated(tiny: TinyRun, tmp_path: Path) -> None:
     middle = load_file(members / "0.5" / "adapter_model.safetensors")
     ends = [load_file(members / name / "adapter_model.safetensors") for name in ("0", "1")]
     assert all(torch.allclose(middle[name], (ends[0][name] + ends[1][name]) / 2, atol=1e-6) for name in middle)
+
+
+def test_a_recipe_without_a_frontier_leaves_none_of_an_earlier_one(tmp_path: Path) -> None:
+    for name in ("frontier.json", "frontier.jsonl"):
+        (tmp_path / name).write_text("{}")
+    write_frontiers(tmp_path, SeedRun(cast(Any, None)))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

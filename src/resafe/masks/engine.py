@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from resafe.checkpoints.attention import attention_as
 from resafe.errors import InputError
 from resafe.masks.fused import FusedName
-from resafe.masks.modules import MaskedLinear
+from resafe.masks.modules import MaskedModule
 from resafe.masks.processes import blocks
 
 OptimizerName = Literal["adamw", "adamw_8bit"]
@@ -97,7 +97,7 @@ def checkpoint_layers(model: nn.Module) -> None:
     for layer in blocks(model):
         object.__setattr__(layer, "forward", _again(layer.forward, model))
     for module in model.modules():
-        if isinstance(module, MaskedLinear):
+        if isinstance(module, MaskedModule):
             module.again = False  # its layer is computed again as a whole
 
 

@@ -1,7 +1,7 @@
 """Log-probabilities of answers and the losses that train a mask. Knows nothing of masks.
 
 "sft" is the chosen answers' negative log-likelihood; "distill" the divergence from the models themselves, each where it
-has it right (this project; word-level distillation as in Hinton et al., arXiv 1503.02531): no label is learnt from.
+has it right (this project; word-level distillation as in Hinton et al., arXiv 1503.02531), in place of labels.
 Preference losses carry TRL's names: sigmoid (Rafailov et al., arXiv 2305.18290, eq. 7), robust (the same for labels of
 which a share is wrong, arXiv 2403.00409, eq. 11), ipo (arXiv 2310.12036, eq. 17, with length-averaged log-probabilities
 as in TRL), hinge (SLiC, arXiv 2305.10425), exo_pair (arXiv 2402.00856, eq. 16), nca_pair (arXiv 2402.05369, eq. 12),

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
@@ -120,26 +122,48 @@ class MaskedLora(nn.Module):
         return functional.linear(x, self.base.weight, self.base.bias) + update
 
 
-class MaskedLinear(nn.Module):
-    """A linear layer whose weight is masked; the bias stays the aligned model's.
+class MaskedModule(nn.Module):
+    """A module of any kind (linear layer, embedding, norm) whose parameters are masked.
 
-    The backward pass forms the weight again: kept, the masks and weights of all layers would be a second and a third
+    The backward pass forms the weights again: kept, the masks and weights of all layers would be a second and a third
     copy of the model. Draws are kept, as random numbers cost more than their memory.
+
+    Args:
+        base: The module. Each parameter that is masked leaves one entry behind, which tells its dtype.
+        weights: The masked weights by the names of its own parameters; a tied one is the same in two modules.
     """
 
-    def __init__(self, base: nn.Linear, weight: MaskedWeight) -> None:
+    def __init__(self, base: nn.Module, weights: Mapping[str, MaskedWeight]) -> None:
         super().__init__()
-        self.bias, self.weight, self.again = base.bias, weight, True
+        self.base, self.weights, self.again = base, nn.ModuleDict(weights), True
+        for name in weights:
+            setattr(base, name, nn.Parameter(base.get_parameter(name).new_empty(1), requires_grad=False))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps x (…, in) to (…, out)."""
-        if not self.again or self.weight.drawn or not torch.is_grad_enabled():
-            return self._apply_weight(x)
-        found: Tensor = checkpoint(self._apply_weight, x, use_reentrant=False, preserve_rng_state=False)
-        return found
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        """What the module computes with its masked weights."""
+        drawn = any(weight.drawn for weight in self._masked())
+        if not self.again or drawn or not torch.is_grad_enabled():
+            return self._computed(*arguments, **named)
+        return checkpoint(self._computed, *arguments, use_reentrant=False, preserve_rng_state=False, **named)
 
-    def _apply_weight(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.weight().to(x.dtype), self.bias)
+    def _masked(self) -> list[MaskedWeight]:
+        found: Any = self.weights.values()
+        return list(found)
+
+    def _computed(self, *arguments: Any, **named: Any) -> Any:
+        formed = {name: self._formed(name) for name in self.weights}
+        return functional_call(self.base, formed, arguments, named)
+
+    def _formed(self, name: str) -> Tensor:
+        weight: Tensor = self.weights[name]()
+        return weight.to(self.base.get_parameter(name).dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        """What the rest of a model asks of the module itself, its weight as it is now included."""
+        held = self.__dict__["_modules"]
+        if name in held:
+            return held[name]
+        return self._formed(name) if name in held["weights"] else getattr(held["base"], name)
 
 
 def install_masks(
@@ -154,7 +178,7 @@ def install_masks(
     refit: Refit | None = None,
     storage: torch.dtype = torch.float32,
 ) -> MaskLogits:
-    """Replaces the linear layers that the task vectors touch by masked ones, in place.
+    """Replaces the modules that the task vectors touch by masked ones, in place.
 
     Args:
         model: The plain base model (for adapters) or any model of the aligned architecture (full weights).
@@ -172,7 +196,7 @@ def install_masks(
         The logits; train their `parameters()`.
 
     Raises:
-        InputError: A tensor of the task vectors has no linear layer in the model, or the vectors differ in names.
+        InputError: An adapter's factor has no linear layer in the model, or the vectors differ in names.
     """
     names = vectors[0].names
     for vector in vectors[1:]:
@@ -208,7 +232,7 @@ def install_masks(
     if factors is not None:
         _install_lora(model, factors, weight)
     else:
-        _install_full(model, vectors[0], weight)
+        _install_full(model, vectors, weight)
     logits.vectors_digest = hasher.hexdigest()
     logits.fit_fusion_to(refit, lambda name: _masked_now(made.get(name), vectors, name))
     model.requires_grad_(False)
@@ -223,7 +247,7 @@ def _alone(deltas: Sequence[Tensor], place: int) -> list[Tensor]:
 
 
 def _masked_now(weight: MaskedWeight | None, vectors: Sequence[TaskVector], name: str) -> list[Tensor]:
-    """The masked task vectors of a tensor; zeros for those that stay aligned, as where the mask is applied."""
+    """The masked task vectors of a tensor; zeros for one that is no parameter of the model and so stays aligned."""
     return [torch.zeros(vector.shape(name)) for vector in vectors] if weight is None else weight.masked()
 
 
@@ -235,12 +259,30 @@ def _install_lora(
         _replace(model, module, MaskedLora(base, weight(a), weight(b), scale))
 
 
-def _install_full(model: nn.Module, vector: TaskVector, weight: Callable[[str], MaskedWeight]) -> None:
-    """Masks every linear layer; embeddings, norms, biases and the head stay aligned, as only layers are masked."""
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    for module, child in list(model.named_modules()):
-        if isinstance(child, nn.Linear) and child is not head and f"{module}.weight" in vector.names:
-            _replace(model, module, MaskedLinear(child, weight(f"{module}.weight")))
+def _install_full(model: nn.Module, vectors: Sequence[TaskVector], weight: Callable[[str], MaskedWeight]) -> None:
+    """Masks every parameter that tuning changed: at m = 1 the model is the tuned one, at m = 0 the aligned one.
+
+    Parameters that it left alone become the aligned model's, whatever they were.
+    """
+    covered = set(vectors[0].names)
+    names: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in covered:
+            names.setdefault(id(parameter), name)  # tied parameters have one name, and one mask
+    changed = {name for name in names.values() if any(bool(vector.delta(name).any()) for vector in vectors)}
+    made: dict[str, MaskedWeight] = {}
+    for path, module in reversed(list(model.named_modules())):  # a module is replaced after those inside it
+        masks: dict[str, MaskedWeight] = {}
+        for local, parameter in list(module.named_parameters(recurse=False)):
+            name = names.get(id(parameter), "")
+            if name in changed:
+                made[name] = masks[local] = made.get(name) or weight(name)
+            elif name:
+                parameter.data.copy_(vectors[0].aligned(name))
+        if masks and not path:
+            raise InputError(f"'{min(masks)}' belongs to the model itself and to no module", "mask an adapter of it")
+        if masks:
+            _replace(model, path, MaskedModule(module, masks))
 
 
 def _linear(model: nn.Module, path: str) -> nn.Linear:

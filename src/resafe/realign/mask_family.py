@@ -58,7 +58,7 @@ def _weight(problem: Problem, mask: Mask, strength: float, shuffle: bool) -> Cal
 
     def weight(name: str) -> Tensor | float:
         if not adapter and logits_key(name, mask.settings.granularity) not in mask.values:
-            return 0.0  # embeddings, norms, biases and the head stay aligned, as they were in training
+            return 0.0  # what is no parameter of the model, or not in an older mask, stays aligned
         value = mask.weight(name)
         if shuffle:
             value = shuffled(value.expand(problem.vectors[0].shape(name)), problem.seed, "shuffle", name)

@@ -86,7 +86,7 @@ def somf(
         sampling: How training forms the mask.
         temperature: T of the relaxed draw.
         rescale: Division of the mask by its mean, or scaling of the masked task vectors to their norms.
-        initial: φ₀.
+        initial: φ₀; with a warm start that of the entries that are not marked, unless `warm_kept` says otherwise.
         loss: "sft", "distill" (from the aligned model on pairs, from the tuned ones on task examples), or a preference
             loss by TRL's name.
         steps: Optimiser steps.
@@ -150,7 +150,7 @@ def somf(
         ),
     )  # fmt: skip
     share = chosen.warm_share if warm_share is None else warm_share
-    kept = chosen.warm_kept if warm_kept is None else warm_kept
+    kept = next(value for value in (warm_kept, initial, chosen.warm_kept) if value is not None)
     warm = WarmStart(share, warm_removed, kept, scores=warm_scores) if share > 0 else None
     tokens = answer_tokens or chosen.answer_tokens
     engine = EngineSettings(

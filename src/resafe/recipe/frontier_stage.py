@@ -42,6 +42,8 @@ def measure_frontier(context: Context, name: str, stage: Stage, chosen: Stage) -
 def write_frontiers(root: Path, one: SeedRun) -> None:
     """Writes `frontier.jsonl` (records; models are called name@strength) and `frontier.json` (what they are)."""
     if not one.frontiers:
+        for name in ("frontier.jsonl", "frontier.json"):  # of an earlier recipe in this directory
+            (root / name).unlink(missing_ok=True)
         return
     records = [
         replace(record, model=f"{name}@{strength:g}")

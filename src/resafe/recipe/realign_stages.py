@@ -64,6 +64,8 @@ def realign(context: Context, name: str, aligned: Stage, tuned: dict[str, Stage]
         "seed": context.recipe.seed,
         "dtype": context.dtype,
     }
+    if context.recipe.full and method.traits["trains"]:
+        depends["masked"] = "every parameter that tuning changed"  # linear layers only, once, in the base's other ones
     if mask := part.settings.get("mask"):
         depends["mask"] = digest_files(sorted(Path(mask).rglob("safety_mask.*")), Path(mask))
     if named := [part.settings[role] for role in ("base", "unaligned") if part.settings.get(role)]:
