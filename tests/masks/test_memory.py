@@ -43,6 +43,24 @@ def test_steps_in_the_backward_pass_resume(lab, tmp_path):
         assert torch.equal(again.logits.values[key].detach(), value)
 
 
+@pytest.mark.parametrize("early", [False, True])
+def test_many_logits_are_stepped_in_one_pass_to_the_same_end(lab, tmp_path, monkeypatch, early):
+    engine = EngineSettings(step_in_backward=early)
+    plain = trainer(lab, engine=engine)
+    monkeypatch.setattr("resafe.masks.engine.MANY", 1)
+    many = trainer(lab, engine=engine)
+    assert many.optimizer.param_groups[0]["fused"] and not plain.optimizer.param_groups[0]["fused"]
+    plain.run(), many.run()
+    for key, value in logits_of(plain).items():
+        torch.testing.assert_close(many.logits.values[key].detach(), value, rtol=0, atol=1e-5)
+    trainer(lab, engine=engine, work=tmp_path, checkpoint_every=3).run()
+    again = trainer(lab, engine=engine, work=tmp_path)
+    assert again.resume() == 3
+    again.run()
+    for key, value in logits_of(many).items():
+        assert torch.equal(again.logits.values[key].detach(), value)
+
+
 def in_bfloat16(lab, optimizer="adamw", work=None, **more):
     from resafe.masks import MaskTrainer
 

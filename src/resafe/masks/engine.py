@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from resafe.checkpoints.attention import attention_as
 from resafe.errors import InputError
 from resafe.masks.fused import FusedName
+from resafe.masks.logits import sharded
 from resafe.masks.modules import MaskedModule
 from resafe.masks.processes import blocks
 
@@ -55,6 +56,12 @@ class EngineSettings:
         return torch.bfloat16 if self.storage == "bfloat16" else torch.float32
 
 
+MANY = 2**26
+"""Logits from which on the optimiser goes over its tensors once (fused), not once an operation: all weights of a model.
+
+Fewer keep the roundings that published figures were made with."""
+
+
 def make_optimizer(
     name: OptimizerName, parameters: Iterable[nn.Parameter], learning_rate: float, logits: StorageName = "float32"
 ) -> Any:
@@ -63,8 +70,10 @@ def make_optimizer(
     Raises:
         InputError: The optimiser needs a package that is not installed.
     """
+    parameters = list(parameters)
     if name == "adamw" and logits == "float32":
-        return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
+        many = sum(parameter.numel() for parameter in parameters) >= MANY and not any(map(sharded, parameters))
+        return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=many or None)
     try:
         package = importlib.import_module("torchao.optim")
     except ImportError:

@@ -7,7 +7,7 @@ trainable parameters of the same module; only they learn. Knows nothing of losse
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,8 +58,11 @@ class MaskedWeight(nn.Module):
         """The keys of the logits, in their order."""
         return [self._settings[0].key(self.name, task) for task in range(len(self.logits))]
 
-    def _masks(self) -> list[Tensor | float]:
-        masks = [self._settings[0].mask(self.name, value, task) for task, value in enumerate(self.logits)]
+    def _masks(self, rows: Tensor | None = None) -> list[Tensor | float]:
+        values: list[Tensor] = list(self.logits)
+        if rows is not None and values[0].shape[0] == self.aligned.shape[0]:
+            values = [functional.embedding(rows, value) for value in values]
+        masks = [self._settings[0].mask(self.name, value, task) for task, value in enumerate(values)]
         return masks * len(self.deltas) if len(masks) == 1 else masks
 
     def _fused(self) -> list[tuple[Tensor, Tensor | None]] | None:
@@ -91,15 +94,26 @@ class MaskedWeight(nn.Module):
         if self._combine is not None:
             fused = logits.combine(self._combine)(self.name, self.masked())
             return (self.aligned + fused).to(self.aligned.dtype)
-        weight: Tensor = self.aligned
         parts = self._fused()
         if parts is not None:
+            weight: Tensor = self.aligned
             for part, delta in zip(parts, self.deltas, strict=True):
                 weight = logits.kernels.weight(*part, delta, weight, logits.settings)
             return weight
-        for mask, delta in zip(self._masks(), self.deltas, strict=True):
-            weight = torch.addcmul(weight, delta, _tensor(mask, weight))
-        return weight
+        return _added(self.aligned, self.deltas, self._masks())
+
+    def rows(self, index: Tensor) -> Tensor:
+        """The rows `index`, shape (rows, …): formed alone where an entry of the mask depends on its logit only."""
+        if self._combine is not None or self.drawn or self._settings[0].settings.rescale != "none":
+            every: Tensor = self()
+            return every[index]
+        return _added(self.aligned[index], [delta[index] for delta in self.deltas], self._masks(index))
+
+
+def _added(weight: Tensor, deltas: Iterable[Tensor], masks: Sequence[Tensor | float]) -> Tensor:
+    for mask, delta in zip(masks, deltas, strict=True):
+        weight = torch.addcmul(weight, delta, _tensor(mask, weight))
+    return weight
 
 
 def _tensor(mask: Tensor | float, like: Tensor) -> Tensor:
@@ -136,6 +150,8 @@ class MaskedModule(nn.Module):
     def __init__(self, base: nn.Module, weights: Mapping[str, MaskedWeight]) -> None:
         super().__init__()
         self.base, self.weights, self.again = base, nn.ModuleDict(weights), True
+        if isinstance(base, nn.Embedding):
+            base.padding_idx = None  # it would be a row of the few that are formed; padding has no gradient here
         for name in weights:
             setattr(base, name, nn.Parameter(base.get_parameter(name).new_empty(1), requires_grad=False))
 
@@ -151,6 +167,10 @@ class MaskedModule(nn.Module):
         return list(found)
 
     def _computed(self, *arguments: Any, **named: Any) -> Any:
+        if isinstance(self.base, nn.Embedding):  # most of a small model, and most of its rows are not asked for
+            index, places = arguments[0].unique(return_inverse=True)
+            rows = self._masked()[0].rows(index).to(self.base.weight.dtype)
+            return functional_call(self.base, {"weight": rows}, (places,))
         formed = {name: self._formed(name) for name in self.weights}
         return functional_call(self.base, formed, arguments, named)
 
