@@ -105,9 +105,9 @@ def checkpoint_layers(model: nn.Module) -> None:
     """
     for layer in blocks(model):
         object.__setattr__(layer, "forward", _again(layer.forward, model))
-    for module in model.modules():
-        if isinstance(module, MaskedModule):
-            module.again = False  # its layer is computed again as a whole
+        for module in layer.modules():
+            if isinstance(module, MaskedModule):
+                module.again = False  # its layer is computed again as a whole
 
 
 def _again(forward: Callable[..., Any], model: Any) -> Callable[..., Any]:
