@@ -150,15 +150,21 @@ def _shown(read: Mask, title: str, picture: Path | None, *, quiet: bool) -> dict
 
         table = Table(box=None, pad_edge=False, title=f"{title}: share kept, by layer and module", title_justify="left")
         table.add_column("layer", style="bold")
-        for module in modules:
+        outside = [rate for rate in rates if rate.layer is None]
+        inside = [module for module in modules if any(r.module == module and r.layer is not None for r in rates)]
+        for module in inside:
             table.add_column(module.replace(".", "\n"), justify="right")
         table.add_column("all", justify="right", style="bold")
-        for layer in layers:
+        for layer in (layer for layer in layers if layer is not None):
             of = [rate for rate in rates if rate.layer == layer]
-            row = [cells.get((_name(layer), module)) for module in modules]
+            row = [cells.get((_name(layer), module)) for module in inside]
             table.add_row(_name(layer), *("" if s is None else f"{s:.2f}" for s in row), f"{mean_keep(of):.2f}")
         console = Console(width=None if sys.stdout.isatty() else 220, highlight=False)
-        console.print(table)
+        if inside:
+            console.print(table)
+        if outside:
+            listed = ", ".join(f"{rate.module} {rate.keep:.2f}" for rate in outside)
+            console.print(f"{'outside the layers' if inside else title}: {listed}", soft_wrap=True)
         console.print(
             f"{facts['values']:,} {facts['granularity']} values, {'binary' if read.binary else 'soft'}, "
             f"{read.keep_rate:.3f} kept; rescale: {facts['rescale']}"
