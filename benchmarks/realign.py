@@ -57,7 +57,9 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "b20": ("tune.task.task=extraction", "tune.task.harmful_share=0.2"),
 }
-LEAD = "somf"
+LEAD, FIXED = "somf", "somf@0.85"
+"""The default preset, and its strength that was fixed by row a10, seed 1, before the others were run."""
+
 SIDES = ("harmful", "harmless", "task")
 ENDS = ("aligned", "tuned-task")
 REFERS = ("keep_rate_of", "mask_of")
@@ -149,8 +151,9 @@ def set_lengths(ids: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def load(path: Path) -> Row:
-    """What `condense` kept."""
-    facts = json.loads(path.read_text())
+    """What `condense` kept, less the entries that were run otherwise than the recipe has them now."""
+    facts, made = json.loads(path.read_text()), entry_digests()
+    facts["entries"] = {name: digest for name, digest in facts["entries"].items() if made.get(name) == digest}
     scores = {
         name: {side: np.array([int(c) for c in text], dtype=float) for side, text in known["scores"].items()}
         for name, known in facts["models"].items()
@@ -284,7 +287,8 @@ def figures(rows: Sequence[Row], method: str, bootstrap: Bootstrap) -> dict[str,
 
     return {
         "harmful": rate("harmful"), "harmless": rate("harmless"), "task": rate("task"),
-        "recovery": of(0), "retention": of(1), "added": rate("harmless", 1), "aligned": rate("harmless", 0),
+        "recovery": of(0), "retention": of(1), "added": rate("harmless", 1),
+        "aligned": rate("harmless", 0),
     }  # fmt: skip
 
 
@@ -373,8 +377,7 @@ def frontier_table(rows: Sequence[Row], bootstrap: Bootstrap) -> list[str]:
         "| --- | ---: | ---: | ---: | ---: | --- |",
     ]
     for method, (own, ahead) in frontiers(rows, methods, bootstrap).items():
-        told = "above" if ahead.low > 0 else "below" if ahead.high < 0 else "not told apart"
-        verdict = told if method != LEAD and ahead.defined else ""
+        verdict = told(ahead) if method != LEAD else ""
         members = rows[0].members(method) or [method]
         rates = [row.facts["models"][members[0]].get("keep_rate") for row in rows]
         kept = "" if None in rates else f"{np.mean(rates):.3f}"
@@ -383,6 +386,13 @@ def frontier_table(rows: Sequence[Row], bootstrap: Bootstrap) -> list[str]:
             f"| {'' if method == LEAD else shown(ahead, 1, 3)} | {verdict} |"
         )
     return lines
+
+
+def told(ahead: Interval) -> str:
+    """What an interval of a difference says; nothing where there is none."""
+    if not ahead.defined:
+        return ""
+    return "above" if ahead.low > 0 else "below" if ahead.high < 0 else "not told apart"
 
 
 def safety_lost(rows: Sequence[Row]) -> bool:
@@ -406,6 +416,25 @@ def member_table(rows: Sequence[Row]) -> list[str]:
             for name, point, more in zip(names, points, added, strict=True)
         ]
         lines.append(f"| {titles[method]} | {' | '.join(cells + [''] * (width - len(cells)))} |")
+    return lines
+
+
+def summary_table(found: Mapping[str, Sequence[Row]]) -> list[str]:
+    """A line a row: the lead at its fixed strength, and its frontier beside the best of the others."""
+    lines = [
+        "| row | seeds | R_s | R_u | added | minus aligned | volume | best other | minus that | |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | --- |",
+    ]
+    for name, rows in found.items():
+        bootstrap, titles = Bootstrap(2000, blocks=len(rows)), titles_of(rows)
+        fixed = figures(rows, FIXED, bootstrap)
+        areas = frontiers(rows, [m for m in titles if m not in ENDS], bootstrap)
+        best = max((m for m in areas if m != LEAD), key=lambda m: areas[m][0].value)
+        lines.append(
+            f"| {name} | {len(rows)} | {shown(fixed['recovery'])} | {shown(fixed['retention'])} "
+            f"| {shown(fixed['added'], digits=1)} | {shown(fixed['aligned'], digits=1)} | {areas[LEAD][0].value:.3f} "
+            f"| {titles[best]} | {shown(areas[best][1], 1, 3)} | {told(areas[best][1])} |"
+        )
     return lines
 
 
@@ -433,12 +462,9 @@ def picture(rows: Sequence[Row], path: Path) -> None:
     pyplot.close(figure)
 
 
-def blocks(found: Sequence[Row]) -> Iterable[tuple[str, str, dict[str, Interval]]]:
+def blocks(found: Mapping[str, Sequence[Row]]) -> Iterable[tuple[str, str, dict[str, Interval]]]:
     """Row, its part of the page, and the lead's figures."""
-    for name in ROWS:
-        rows = [row for row in found if row.name == name and LEAD in row.facts["entries"]]
-        if not rows:
-            continue
+    for name, rows in found.items():
         facts, bootstrap = rows[0].facts, Bootstrap(2000, blocks=len(rows))
         items = {side: len(rows[0].scores["aligned"][side]) for side in SIDES}
         picture(rows, PAGE.parent.parent / "img" / f"realign-{name}.svg")
@@ -469,27 +495,32 @@ def blocks(found: Sequence[Row]) -> Iterable[tuple[str, str, dict[str, Interval]
 def report() -> dict[str, Any]:
     """Writes the page's tables and pictures, and gives the lead's figures by row."""
     found = [load(path) for path in sorted(KEPT.glob("*-*.json"))]
-    made = entry_digests()
     if strange := sorted({row.name for row in found} - set(ROWS)):
         raise SystemExit(f"{KEPT} has files of no row: {', '.join(strange)}; rows: {', '.join(ROWS)}")
-    stale = [
-        f"{row.name}-{row.seed}"
-        for row in found
-        if row.facts["recipe"] != row_digest(row.name)
-        or any(row.facts["entries"].get(name) not in (None, made[name]) for name in asked(row.name))
-    ]
-    if stale:
+    if stale := [f"{row.name}-{row.seed}" for row in found if row.facts["recipe"] != row_digest(row.name)]:
         raise SystemExit(f"the recipe has changed since {', '.join(stale)} ran: run them again, or remove their files")
-    page, summary = PAGE.read_text(), {}
-    for name, text, lead in blocks(found):
-        block = f"<!-- table:{name} -->\n{text}\n<!-- /table:{name} -->"
-        pattern = f"<!-- table:{name} -->.*?<!-- /table:{name} -->"
-        page, count = re.subn(pattern, lambda _, b=block: b, page, flags=re.DOTALL)
-        if not count:
-            raise SystemExit(f"{PAGE} has no place for the table of {name}")
+    with_lead = [row for row in found if LEAD in row.facts["entries"]]
+    by_row = {name: rows for name in ROWS if (rows := [row for row in with_lead if row.name == name])}
+    page, summary = put(PAGE.read_text(), "rows", "\n".join(summary_table(by_row))), {}
+    for name, text, lead in blocks(by_row):
+        page = put(page, name, text)
         summary[name] = {key: value.value for key, value in lead.items()}
     PAGE.write_text(page)
     return summary
+
+
+def put(page: str, name: str, text: str) -> str:
+    """The page with a table between its markers.
+
+    Raises:
+        SystemExit: The page has none.
+    """
+    block = f"<!-- table:{name} -->\n{text}\n<!-- /table:{name} -->"
+    pattern = f"<!-- table:{name} -->.*?<!-- /table:{name} -->"
+    page, count = re.subn(pattern, lambda _: block, page, flags=re.DOTALL)
+    if not count:
+        raise SystemExit(f"{PAGE} has no place for the table of {name}")
+    return page
 
 
 def main() -> None:
