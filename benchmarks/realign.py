@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from resafe.evals.frontier import dominated_volume
+from resafe.evals.frontier import crossing, dominated_volume
 from resafe.evals.refusal import rules_digest
 from resafe.evals.statistics import Bootstrap, Interval
 from resafe.masks import PRESETS
@@ -60,6 +60,8 @@ ROWS: dict[str, tuple[str, ...]] = {
 LEAD, FIXED = "somf", "somf@0.85"
 """The default preset, and its strength that was fixed by row a10, seed 1, before the others were run."""
 
+LEVEL = 0.9
+"""The safety recovered at which over-refusal is compared: the least that the goal asks for."""
 SIDES = ("harmful", "harmless", "task")
 ENDS = ("aligned", "tuned-task")
 REFERS = ("keep_rate_of", "mask_of")
@@ -292,10 +294,25 @@ def figures(rows: Sequence[Row], method: str, bootstrap: Bootstrap) -> dict[str,
     }  # fmt: skip
 
 
-def frontiers(
-    rows: Sequence[Row], methods: Sequence[str], bootstrap: Bootstrap
-) -> dict[str, tuple[Interval, Interval]]:
-    """Method → volume of its frontier, and the lead's volume minus it, both paired over items and seeds."""
+@dataclass(frozen=True)
+class Frontier:
+    """A method's frontier, and the lead's beside it, paired over items and seeds.
+
+    Attributes:
+        volume: See `volume`.
+        ahead: The lead's volume minus this.
+        price: Harmless questions refused, over the tuned model, where R_s reaches `LEVEL` (see `crossing`).
+        cheaper: This price minus the lead's.
+    """
+
+    volume: Interval
+    ahead: Interval
+    price: Interval
+    cheaper: Interval
+
+
+def frontiers(rows: Sequence[Row], methods: Sequence[str], bootstrap: Bootstrap) -> dict[str, Frontier]:
+    """Method → its frontier."""
     groups = {method: rows[0].members(method) or [method] for method in methods}
     columns = stacked(rows, (*ENDS, *(name for few in groups.values() for name in few)))
     ends = np.cumsum([0, *(len(few) for few in groups.values())])
@@ -304,12 +321,19 @@ def frontiers(
     def area(means: Mapping[str, Any], method: str) -> Any:
         return volume(ratios(means)[:, place[method], :])
 
-    found = {}
-    for method in methods:
-        own = bootstrap.interval(lambda means, m=method: area(means, m), columns)
-        ahead = bootstrap.interval(lambda means, m=method: area(means, LEAD) - area(means, m), columns)
-        found[method] = (own, ahead)
-    return found
+    def price(means: Mapping[str, Any], method: str) -> Any:
+        points = ratios(means)[:, place[method], :]
+        return crossing(points[..., 0], 1.0 - points[..., 2] - means["harmless"][:, 1:2], LEVEL)
+
+    return {
+        method: Frontier(
+            bootstrap.interval(lambda means, m=method: area(means, m), columns),
+            bootstrap.interval(lambda means, m=method: area(means, LEAD) - area(means, m), columns),
+            bootstrap.interval(lambda means, m=method: price(means, m), columns),
+            bootstrap.interval(lambda means, m=method: price(means, m) - price(means, LEAD), columns),
+        )
+        for method in methods
+    }
 
 
 # The page
@@ -373,26 +397,31 @@ def frontier_table(rows: Sequence[Row], bootstrap: Bootstrap) -> list[str]:
     titles = titles_of(rows)
     methods = [m for m in titles if m not in ENDS]
     lines = [
-        "| method | strengths | kept of the change | volume | SOMF's minus this | |",
-        "| --- | ---: | ---: | ---: | ---: | --- |",
+        f"| method | strengths | kept of the change | volume | SOMF's minus this | | added at R_s {LEVEL:g} "
+        "| more than SOMF | |",
+        "| --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | --- |",
     ]
-    for method, (own, ahead) in frontiers(rows, methods, bootstrap).items():
-        verdict = told(ahead) if method != LEAD else ""
+    for method, one in frontiers(rows, methods, bootstrap).items():
         members = rows[0].members(method) or [method]
         rates = [row.facts["models"][members[0]].get("keep_rate") for row in rows]
         kept = "" if None in rates else f"{np.mean(rates):.3f}"
         lines.append(
-            f"| {titles[method]} | {len(members)} | {kept} | {shown(own, 1, 3)} "
-            f"| {'' if method == LEAD else shown(ahead, 1, 3)} | {verdict} |"
+            f"| {titles[method]} | {len(members)} | {kept} | {shown(one.volume, 1, 3)} "
+            + (
+                f"| | | {shown(one.price, digits=1)} | | |"
+                if method == LEAD
+                else f"| {shown(one.ahead, 1, 3)} | {told(one.ahead)} | {shown(one.price, digits=1)} "
+                f"| {shown(one.cheaper, digits=1)} | {told(one.cheaper)} |"
+            )
         )
     return lines
 
 
 def told(ahead: Interval) -> str:
-    """What an interval of a difference says; nothing where there is none."""
+    """What an interval of a difference in the lead's favour says; nothing where there is none."""
     if not ahead.defined:
         return ""
-    return "above" if ahead.low > 0 else "below" if ahead.high < 0 else "not told apart"
+    return "SOMF better" if ahead.low > 0 else "SOMF worse" if ahead.high < 0 else "not told apart"
 
 
 def safety_lost(rows: Sequence[Row]) -> bool:
@@ -422,18 +451,23 @@ def member_table(rows: Sequence[Row]) -> list[str]:
 def summary_table(found: Mapping[str, Sequence[Row]]) -> list[str]:
     """A line a row: the lead at its fixed strength, and its frontier beside the best of the others."""
     lines = [
-        "| row | seeds | R_s | R_u | added | minus aligned | volume | best other | minus that | |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | --- |",
+        "| row | seeds | R_s | R_u | added | minus aligned | volume | next by volume | SOMF's minus that | "
+        f"| added at R_s {LEVEL:g} | next | that minus SOMF's | |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | --- | ---: | --- | ---: | --- |",
     ]
     for name, rows in found.items():
         bootstrap, titles = Bootstrap(2000, blocks=len(rows)), titles_of(rows)
         fixed = figures(rows, FIXED, bootstrap)
         areas = frontiers(rows, [m for m in titles if m not in ENDS], bootstrap)
-        best = max((m for m in areas if m != LEAD), key=lambda m: areas[m][0].value)
+        others = [m for m in areas if m != LEAD and m not in ABLATIONS]
+        best = max(others, key=lambda m: areas[m].volume.value)
+        cheap = min((m for m in others if areas[m].price.defined), key=lambda m: areas[m].price.value)
         lines.append(
             f"| {name} | {len(rows)} | {shown(fixed['recovery'])} | {shown(fixed['retention'])} "
-            f"| {shown(fixed['added'], digits=1)} | {shown(fixed['aligned'], digits=1)} | {areas[LEAD][0].value:.3f} "
-            f"| {titles[best]} | {shown(areas[best][1], 1, 3)} | {told(areas[best][1])} |"
+            f"| {shown(fixed['added'], digits=1)} | {shown(fixed['aligned'], digits=1)} "
+            f"| {areas[LEAD].volume.value:.3f} | {titles[best]} | {shown(areas[best].ahead, 1, 3)} "
+            f"| {told(areas[best].ahead)} | {shown(areas[LEAD].price, digits=1)} | {titles[cheap]} "
+            f"| {shown(areas[cheap].cheaper, digits=1)} | {told(areas[cheap].cheaper)} |"
         )
     return lines
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from resafe.evals.frontier import dominated_volume, hypervolume
+from resafe.evals.frontier import crossing, dominated_volume, hypervolume
 
 
 def test_two_measures_give_the_area() -> None:
@@ -29,3 +29,10 @@ def test_negative_measures_and_dominated_points_add_nothing() -> None:
 def test_too_many_points() -> None:
     with pytest.raises(ValueError, match="13 points"):
         dominated_volume(np.zeros((13, 2)))
+
+
+def test_what_a_level_costs_by_hand() -> None:
+    gains = [[0.6, 1.0, 1.2], [0.95, 0.9, 1.0], [0.2, 0.5, 0.8], [0.8, 0.7, 1.0]]
+    costs = [[0.02, 0.06, 0.2], [0.19, 0.2, 0.3], [0.1, 0.1, 0.1], [0.1, 0.0, 0.09]]
+    # three quarters of the way to the second; at 18/19 of the first; never; two thirds of the way from a lower one
+    assert crossing(gains, costs, 0.9) == pytest.approx([0.05, 0.18, float("nan"), 0.06], nan_ok=True)

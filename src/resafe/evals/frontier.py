@@ -67,3 +67,29 @@ def dominated_volume(points: ArrayLike) -> NDArray[np.float64]:
             common = array[..., chosen, :].min(axis=-2).prod(axis=-1)
             volume += common if size % 2 else -common
     return volume
+
+
+def crossing(gains: ArrayLike, costs: ArrayLike, level: float) -> NDArray[np.float64]:
+    """What it costs along each frontier to gain `level` for the first time; NaN where it never does.
+
+    Along straight lines from (0, 0), which is to change nothing, through the points in their order: mixtures of two
+    neighbours.
+
+    Args:
+        gains: Gain of each point, shape (r, n).
+        costs: Cost of each point, shape (r, n).
+        level: The gain, above 0.
+
+    Returns:
+        Costs, shape (r,).
+    """
+    columns = (np.asarray(values, dtype=np.float64).T for values in (gains, costs))
+    reached = list(zip(*columns, strict=True))
+    found = np.full(len(reached[0][0]), np.nan)
+    gained, cost = np.zeros_like(found), np.zeros_like(found)
+    for further, more in reached:
+        here = np.isnan(found) & (gained < level) & (further >= level)
+        part = (level - gained) / np.where(here, further - gained, 1.0)
+        found = np.where(here, cost + part * (more - cost), found)
+        gained, cost = further, more
+    return found
