@@ -22,7 +22,8 @@ def main() -> None:
         f"{results.items['harmful']} harmful and {results.items['harmless']} harmless questions."
     )
     name = root.name
-    block = f"<!-- table:{name} -->\n{markdown_table(results)}\n{note}\n<!-- /table:{name} -->"
+    table = markdown_table(results).partition("\n\n- ")[0]  # the notes below it are the report's
+    block = f"<!-- table:{name} -->\n{table}\n\n{note}\n<!-- /table:{name} -->"
     pattern = re.compile(f"<!-- table:{name} -->.*?<!-- /table:{name} -->", re.DOTALL)
     for path in (Path("README.md"), *Path("docs/results").glob("*.md")):
         page = path.read_text()
