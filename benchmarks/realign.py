@@ -45,7 +45,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "b10": ("tune.task.task=extraction", "tune.task.harmful_share=0.1"),
     "a20": ("tune.task.task=arithmetic", "tune.task.harmful_share=0.2"),
     "a0": ("tune.task.task=arithmetic", "tune.task.harmful_share=0.0"),
-    # all weights: rates a fifteenth of the adapters', at which validation figures of both models are like the adapters'
+    # all weights: rates a fifteenth of the adapters', the first that were tried (on seed 7) for aligning and tuning
     "a10-full": (
         "tune.task.task=arithmetic",
         "tune.task.harmful_share=0.1",
