@@ -530,7 +530,7 @@ def report() -> dict[str, Any]:
     """Writes the page's tables and pictures, and gives the lead's figures by row."""
     found = [load(path) for path in sorted(KEPT.glob("*-*.json"))]
     if strange := sorted({row.name for row in found} - set(ROWS)):
-        raise SystemExit(f"{KEPT} has files of no row: {', '.join(strange)}; rows: {', '.join(ROWS)}")
+        raise SystemExit(f"{KEPT} has files of no row: {', '.join(strange)} (rows: {', '.join(ROWS)}); move them away")
     if stale := [f"{row.name}-{row.seed}" for row in found if row.facts["recipe"] != row_digest(row.name)]:
         raise SystemExit(f"the recipe has changed since {', '.join(stale)} ran: run them again, or remove their files")
     with_lead = [row for row in found if LEAD in row.facts["entries"]]

@@ -31,16 +31,21 @@ def test_steps_in_the_backward_pass_are_those_after_it(lab, loss):
     assert plain.identity() != early.identity()
 
 
-def test_steps_in_the_backward_pass_resume(lab, tmp_path):
-    engine = EngineSettings(step_in_backward=True)
-    straight = trainer(lab, engine=engine)
-    straight.run()
-    trainer(lab, engine=engine, work=tmp_path, checkpoint_every=3).run()
-    again = trainer(lab, engine=engine, work=tmp_path)
+def assert_resumes(straight, lab, engine, work):
+    """A training that goes on from its checkpoint at step 3 ends as the one that was not stopped, bit by bit."""
+    trainer(lab, engine=engine, work=work, checkpoint_every=3).run()
+    again = trainer(lab, engine=engine, work=work)
     assert again.resume() == 3
     again.run()
     for key, value in logits_of(straight).items():
         assert torch.equal(again.logits.values[key].detach(), value)
+
+
+def test_steps_in_the_backward_pass_resume(lab, tmp_path):
+    engine = EngineSettings(step_in_backward=True)
+    straight = trainer(lab, engine=engine)
+    straight.run()
+    assert_resumes(straight, lab, engine, tmp_path)
 
 
 @pytest.mark.parametrize("early", [False, True])
@@ -53,12 +58,7 @@ def test_many_logits_are_stepped_in_one_pass_to_the_same_end(lab, tmp_path, monk
     plain.run(), many.run()
     for key, value in logits_of(plain).items():
         torch.testing.assert_close(many.logits.values[key].detach(), value, rtol=0, atol=1e-5)
-    trainer(lab, engine=engine, work=tmp_path, checkpoint_every=3).run()
-    again = trainer(lab, engine=engine, work=tmp_path)
-    assert again.resume() == 3
-    again.run()
-    for key, value in logits_of(many).items():
-        assert torch.equal(again.logits.values[key].detach(), value)
+    assert_resumes(many, lab, engine, tmp_path)
 
 
 def in_bfloat16(lab, optimizer="adamw", work=None, **more):
