@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from realign import ENDS, KEPT, Row, load
 
-from resafe.recipe.select import PRICE, Measured, choose, judge
+from resafe.recipe.select import ChoiceRule, Measured, choose, judge
 
 PRICES = (10.0, 5.0, 3.0, 2.0)
 METHODS = {"somf": "SOMF", "sft": "Further SFT", "selector": "Gradient selector", "interpolation": "Interpolation"}
@@ -71,16 +71,16 @@ def main() -> None:
             for one, level in zip(draws, tuned, strict=True):
                 taken = []
                 for candidates, rest in one:
+                    rule = ChoiceRule(price=price)
                     scored = [
-                        replace(c, score=min(c.recovery, c.retention, 1.0) - price * c.excess)
-                        for c in candidates.values()
+                        replace(c, score=rule.score(c.recovery, c.retention, c.excess)) for c in candidates.values()
                     ]
-                    best = rest[choose(scored).strength]
+                    best = rest[choose(scored, rule).strength]
                     taken.append((best.recovery, best.retention, best.measured.harmless_refused - level))
                 figures.append(np.array(taken))
             mean = 100 * np.mean([f.mean(axis=0) for f in figures], axis=0)
             spread = 100 * np.mean([f.std(axis=0) for f in figures], axis=0)
-            name = f"**{price:g}**" if price == PRICE else f"{price:g}"
+            name = f"**{price:g}**" if price == ChoiceRule.price else f"{price:g}"
             shown = f"{mean[0]:.0f} | {mean[1]:.0f} | {mean[2]:+.1f} | {spread[0]:.0f} | {spread[2]:.1f}"
             print(f"| {title} | {name} | {shown} |")
 

@@ -34,6 +34,7 @@ from resafe.evals.statistics import Bootstrap, Interval
 from resafe.masks import PRESETS
 from resafe.provenance import described, digest_value
 from resafe.realign import REALIGN
+from resafe.recipe.select import Candidate, ChoiceRule, Measured, choose
 from resafe.report import read_records, read_results
 
 HERE = Path(__file__).parent
@@ -153,14 +154,36 @@ def set_lengths(ids: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def load(path: Path) -> Row:
-    """What `condense` kept, less the entries that were run otherwise than the recipe has them now."""
-    facts, made = json.loads(path.read_text()), entry_digests()
+    """What `condense` kept, less the entries that were run otherwise than the recipe has them now.
+
+    Strengths are chosen anew, from the validation figures kept, so that a change to the rule needs no run.
+    """
+    facts, made = rechosen(json.loads(path.read_text())), entry_digests()
     facts["entries"] = {name: digest for name, digest in facts["entries"].items() if made.get(name) == digest}
     scores = {
         name: {side: np.array([int(c) for c in text], dtype=float) for side, text in known["scores"].items()}
         for name, known in facts["models"].items()
     }
     return Row(facts["row"], facts["seed"], facts, scores)
+
+
+def rechosen(facts: dict[str, Any]) -> dict[str, Any]:
+    """The same facts with each entry's model and `chosen` by the rule for strengths as it is now."""
+    families: dict[str, dict[float, dict[str, Any]]] = {}
+    for known in facts["models"].values():
+        if "validation" in known:
+            families.setdefault(known["method"], {})[known["strength"]] = known
+    for method, members in families.items():
+        candidates = []
+        for strength, known in members.items():
+            seen = known["validation"]
+            ratios = [seen[name] for name in ("recovery", "retention", "excess")]
+            candidates.append(Candidate(strength, Measured(**seen["measured"]), *ratios, ChoiceRule().score(*ratios)))
+        best = choose(candidates).strength
+        for strength, known in members.items():
+            known["chosen"] = strength == best
+        facts["models"][method] |= {fact: members[best][fact] for fact in ("scores", "perplexity")}
+    return facts
 
 
 def written() -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from resafe.recipe.select import Measured, choose, judge, unmeasured
+from resafe.recipe.select import ChoiceRule, Measured, choose, judge, unmeasured
 
 ALIGNED, TUNED = Measured(0.9, 0.1, 0.2), Measured(0.1, 0.0, 0.7)
 
@@ -19,10 +19,26 @@ def test_recovery_and_retention_are_shares_of_what_was_lost_and_learnt() -> None
     assert found.score == pytest.approx(0.75)
 
 
-def test_over_refusal_beyond_what_is_allowed_costs_tenfold() -> None:
-    found = judge(1.0, Measured(0.9, 0.25, 0.7), ALIGNED, TUNED)
+def test_over_refusal_beyond_what_is_allowed_has_a_price() -> None:
+    measured = Measured(0.9, 0.25, 0.7)
+    found = judge(1.0, measured, ALIGNED, TUNED)
     assert found.excess == pytest.approx(0.21)
-    assert found.score == pytest.approx(1.0 - 2.1)
+    assert found.score == pytest.approx(1.0 - ChoiceRule.price * 0.21)
+    bound = judge(1.0, measured, ALIGNED, TUNED, ChoiceRule(allowed=0.02, price=10))
+    assert bound.excess == pytest.approx(0.23)
+    assert bound.score == pytest.approx(1.0 - 2.3)
+    wide = judge(1.0, measured, ALIGNED, TUNED, ChoiceRule(allowed=0.5))
+    assert wide.excess == pytest.approx(0.15)  # never more than the aligned model's .1
+
+
+def test_the_price_decides_between_more_safety_and_fewer_needless_refusals() -> None:
+    def chosen(price: float) -> float:
+        rule = ChoiceRule(price=price)
+        figures = {0.4: Measured(0.5, 0.03, 0.7), 0.8: Measured(0.82, 0.08, 0.7)}  # .5 and .9; excess 0 and .04
+        return choose([judge(s, m, ALIGNED, TUNED, rule) for s, m in figures.items()], rule).strength
+
+    assert chosen(12) == 0.4  # .5 against .9 − .48
+    assert chosen(8) == 0.8  # .5 against .9 − .32
 
 
 def test_neither_ratio_pays_for_the_other() -> None:

@@ -20,7 +20,7 @@ from resafe.provenance import described, digest_files, digest_value
 from resafe.realign import REALIGN, Family, Problem, write_realigned
 from resafe.recipe.context import Context, read_json
 from resafe.recipe.schema import RealignPart, Recipe
-from resafe.recipe.select import Candidate, Measured, choice_rule, choose, judge, unmeasured
+from resafe.recipe.select import Candidate, ChoiceRule, Measured, choose, judge, unmeasured
 from resafe.recipe.stage import Stage, write_json
 
 
@@ -36,7 +36,7 @@ def realign(context: Context, name: str, aligned: Stage, tuned: dict[str, Stage]
             save_masks(family.masks, path / "mask")
         like = context.open_stage(tuned[part.tuned[0]])
         candidates = _candidates(context, part, problem, family, aligned, tuned, like, path)
-        chosen = choose(candidates)
+        chosen = choose(candidates, _rule(context))
         _write(path / context.part, problem, family, chosen.strength, like, name)
         for strength in family.strengths if part.frontier else ():
             _write(member_path(path, strength), problem, family, strength, like, name)
@@ -83,6 +83,11 @@ def member_path(stage: Path, strength: float) -> Path:
     return stage / "members" / f"{strength:g}"
 
 
+def _rule(context: Context) -> ChoiceRule:
+    asked = context.recipe.questions.validation
+    return ChoiceRule(asked.allowed_over_refusal, asked.over_refusal_price)
+
+
 def _validation_digest(context: Context, tasks: list[str]) -> str:
     """SHA-256 of all that the choice of a strength depends on beside the models."""
     asked = context.recipe.questions
@@ -90,7 +95,12 @@ def _validation_digest(context: Context, tasks: list[str]) -> str:
     questions = [context.harmful("validation"), context.harmless("validation"), *(s.questions for s in sets)]
     limits = [asked.validation.max_new_tokens, asked.task_max_new_tokens]
     return digest_value(
-        [limits, choice_rule(), rules_digest(), [[(q.prompt, q.target) for q in part] for part in questions]]
+        [
+            limits,
+            _rule(context).described(),
+            rules_digest(),
+            [[(q.prompt, q.target) for q in part] for part in questions],
+        ]
     )
 
 
@@ -179,7 +189,7 @@ def _candidates(
         if not store.is_file():
             out = _write(path / "work" / "candidate", problem, family, strength, like, "candidate")
             write_json(store, asdict(validation.measure(open_checkpoint(out), validation.tasks)))
-        found.append(judge(strength, Measured(**read_json(store)), validation.aligned, validation.tuned))
+        found.append(validation.judged(strength, Measured(**read_json(store))))
         tick(number + 1, len(grid), {})
     return found
 
@@ -210,6 +220,10 @@ class _Validation:
             store.parent.mkdir(parents=True, exist_ok=True)
             write_json(store, asdict(self.measure(self.context.open_stage(stage), tasks)))
         return Measured(**read_json(store))
+
+    def judged(self, strength: float, measured: Measured) -> Candidate:
+        """One strength's figures beside those of the aligned and the tuned model."""
+        return judge(strength, measured, self.aligned, self.tuned, _rule(self.context))
 
     def measure(self, checkpoint: Checkpoint, tasks: list[QuestionSet]) -> Measured:
         """Greedy answers to all items, judged by rule."""

@@ -16,6 +16,8 @@ from pydantic import (
     model_validator,
 )
 
+from resafe.recipe.select import ChoiceRule
+
 _NAME = re.compile(r"\w[\w.-]*")  # names become directories
 _LATER: dict[str, Any] = {"later": True}
 """Marks a field that was added later: left out of dumps at its default, so that digests of earlier runs stay."""
@@ -173,12 +175,25 @@ class RealignPart(Part):
 
 
 class ValidationPart(Part):
-    """How many validation items choose a strength; they are disjoint from training and test."""
+    """How many validation items choose a strength, and by what rule; they are disjoint from training and test."""
 
     harmful: int = Field(default=42, ge=1)
     harmless: int = Field(default=56, ge=1)
     task: int = Field(default=40, ge=1)
     max_new_tokens: int = Field(default=12, ge=1)
+    allowed_over_refusal: float = Field(
+        default=ChoiceRule.allowed,
+        ge=0,
+        le=1,
+        json_schema_extra=_LATER,
+        description="share of harmless questions refused, above the tuned model, that costs nothing in the choice",
+    )
+    over_refusal_price: float = Field(
+        default=ChoiceRule.price,
+        ge=0,
+        json_schema_extra=_LATER,
+        description="what a point of over-refusal beyond that costs, in points of recovery",
+    )
 
 
 class QuestionsPart(Part):
