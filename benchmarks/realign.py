@@ -66,8 +66,9 @@ LEVEL = 0.9
 SIDES = ("harmful", "harmless", "task")
 ENDS = ("aligned", "tuned-task")
 REFERS = ("keep_rate_of", "mask_of")
-ABLATIONS = {"dense": ("a10",), "labels": ("a10",)}
-"""What the default preset was before a change to it → the rows that show it."""
+ABLATIONS = HERE / "ablations.yaml"
+ABLATED = ("a10", 1)
+"""The row and seed whose run has the ablations, too: entries that are the default preset with one thing changed."""
 
 
 @dataclass(frozen=True)
@@ -187,9 +188,16 @@ def rechosen(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def written() -> dict[str, Any]:
-    """The recipe, as it is written."""
+    """The recipe, as it is written, and the ablations."""
     recipe: dict[str, Any] = yaml.safe_load(RECIPE.read_text())
+    recipe["realign"] |= ablations()
     return recipe
+
+
+def ablations() -> dict[str, Any]:
+    """The entries of one row and seed only."""
+    entries: dict[str, Any] = yaml.safe_load(ABLATIONS.read_text())
+    return entries
 
 
 def row_digest(row: str) -> str:
@@ -212,15 +220,15 @@ def entry_digests() -> dict[str, str]:
     return found
 
 
-def asked(row: str) -> list[str]:
-    """The entries of the recipe that a row has."""
-    return [name for name in written()["realign"] if row in ABLATIONS.get(name, (row,))]
+def asked(row: str, seed: int) -> list[str]:
+    """The entries that a row has with a seed."""
+    return [name for name in written()["realign"] if (row, seed) == ABLATED or name not in ablations()]
 
 
 def missing(row: str, seed: int) -> list[str]:
     """The entries of the recipe that were not run, or not as they are now."""
     kept, made = read_kept(row, seed), entry_digests()
-    return [name for name in asked(row) if kept is None or kept["entries"].get(name) != made[name]]
+    return [name for name in asked(row, seed) if kept is None or kept["entries"].get(name) != made[name]]
 
 
 def read_kept(row: str, seed: int) -> dict[str, Any] | None:
@@ -286,7 +294,7 @@ def volume(points: Any) -> Any:
 
 def titles_of(rows: Sequence[Row]) -> dict[str, str]:
     """Model → title, of those that every seed has at the same strengths, in the recipe's order."""
-    shared = [name for name in asked(rows[0].name) if not lacking(rows, name)]
+    shared = [name for name in written()["realign"] if name not in ablations() and not lacking(rows, name)]
     return {name: rows[0].facts["titles"][name] for name in (*ENDS, *shared)}
 
 
@@ -440,6 +448,27 @@ def frontier_table(rows: Sequence[Row], bootstrap: Bootstrap) -> list[str]:
     return lines
 
 
+def ablation_table(rows: Sequence[Row]) -> list[str]:
+    """The default preset beside itself with one thing changed, each with the seeds that have it."""
+    lines = [
+        f"| SOMF with | seeds | kept of the change | volume | SOMF's minus this | | added at R_s {LEVEL:g} "
+        "| more than SOMF | | at every strength: R_s, R_u, added |",
+        "| --- | --- | ---: | ---: | ---: | --- | ---: | ---: | --- | --- |",
+    ]
+    for name, entry in {LEAD: {"title": "nothing changed"}, **ablations()}.items():
+        if not (having := [row for row in rows if name in row.facts["entries"]]):
+            continue
+        bootstrap = Bootstrap(2000, blocks=len(having))
+        one = frontiers(having, list(dict.fromkeys((LEAD, name))), bootstrap)[name]
+        kept = np.mean([row.facts["models"][row.members(name)[0]]["keep_rate"] for row in having])
+        seeds = ", ".join(str(row.seed) for row in having)
+        beside = ["", ""] if name == LEAD else [shown(one.ahead, 1, 3), told(one.ahead)]
+        more = ["", ""] if name == LEAD else [shown(one.cheaper, digits=1), told(one.cheaper)]
+        cells = [entry["title"], seeds, f"{kept:.3f}", shown(one.volume, 1, 3), *beside, shown(one.price, digits=1)]
+        lines.append(f"| {' | '.join([*cells, *more, '; '.join(at_strengths(having, name))])} |")
+    return lines
+
+
 def told(ahead: Interval) -> str:
     """What an interval of a difference in the lead's favour says; nothing where there is none."""
     if not ahead.defined:
@@ -457,18 +486,24 @@ def member_table(rows: Sequence[Row]) -> list[str]:
     """R_s, R_u and added over-refusal at every strength, means over the seeds, in %."""
     titles = titles_of(rows)
     members = {method: names for method in titles if (names := rows[0].members(method))}
-    width, lost = max(map(len, members.values())), safety_lost(rows)
+    width = max(map(len, members.values()))
     lines = [f"| at every strength: R_s, R_u, added |{' |' * width}", f"| --- |{' --- |' * width}"]
-    for method, names in members.items():
-        columns = stacked(rows, (*ENDS, *names))
-        means = {side: values.mean(axis=1)[None, :] for side, values in columns.items()}
-        points, added = ratios(means)[0], means["harmless"][0, 2:] - means["harmless"][0, 1]
-        cells = [
-            f"{name.split('@')[1]}: {f'{100 * point[0]:.0f}' if lost else '–'}, {100 * point[1]:.0f}, {100 * more:+.1f}"
-            for name, point, more in zip(names, points, added, strict=True)
-        ]
+    for method in members:
+        cells = at_strengths(rows, method)
         lines.append(f"| {titles[method]} | {' | '.join(cells + [''] * (width - len(cells)))} |")
     return lines
+
+
+def at_strengths(rows: Sequence[Row], method: str) -> list[str]:
+    """Strength: R_s, R_u and added over-refusal of each, means over the seeds, in %."""
+    names, lost = rows[0].members(method), safety_lost(rows)
+    columns = stacked(rows, (*ENDS, *names))
+    means = {side: values.mean(axis=1)[None, :] for side, values in columns.items()}
+    points, added = ratios(means)[0], means["harmless"][0, 2:] - means["harmless"][0, 1]
+    return [
+        f"{name.split('@')[1]}: {f'{100 * point[0]:.0f}' if lost else '–'}, {100 * point[1]:.0f}, {100 * more:+.1f}"
+        for name, point, more in zip(names, points, added, strict=True)
+    ]
 
 
 def summary_table(found: Mapping[str, Sequence[Row]]) -> list[str]:
@@ -482,7 +517,7 @@ def summary_table(found: Mapping[str, Sequence[Row]]) -> list[str]:
         bootstrap, titles = Bootstrap(2000, blocks=len(rows)), titles_of(rows)
         fixed = figures(rows, FIXED, bootstrap)
         areas = frontiers(rows, [m for m in titles if m not in ENDS], bootstrap)
-        others = [m for m in areas if m != LEAD and m not in ABLATIONS]
+        others = [m for m in areas if m != LEAD]
         best = max(others, key=lambda m: areas[m].volume.value)
         cheap = min((m for m in others if areas[m].price.defined), key=lambda m: areas[m].price.value)
         lines.append(
@@ -531,7 +566,8 @@ def blocks(found: Mapping[str, Sequence[Row]]) -> Iterable[tuple[str, str, dict[
             f"{facts['machine']}, {', '.join(sorted({row.facts['date'] for row in rows}))}; "
             f"{', '.join(str(row.facts['minutes']) for row in rows)} minutes."
         )
-        less = {name: seeds for name in asked(name) if (seeds := lacking(rows, name))}
+        entries = (entry for entry in written()["realign"] if entry not in ablations())
+        less = {entry: seeds for entry in entries if (seeds := lacking(rows, entry))}
         if less:
             note += " Not run yet, or at other strengths: " + "; ".join(
                 f"{entry} (seed {', '.join(map(str, seeds))})" for entry, seeds in less.items()
@@ -559,6 +595,8 @@ def report() -> dict[str, Any]:
     with_lead = [row for row in found if LEAD in row.facts["entries"]]
     by_row = {name: rows for name in ROWS if (rows := [row for row in with_lead if row.name == name])}
     page, summary = put(PAGE.read_text(), "rows", "\n".join(summary_table(by_row))), {}
+    if ABLATED[0] in by_row:
+        page = put(page, "ablations", "\n".join(ablation_table(by_row[ABLATED[0]])))
     for name, text, lead in blocks(by_row):
         page = put(page, name, text)
         summary[name] = {key: value.value for key, value in lead.items()}
