@@ -135,7 +135,7 @@ def _problem(
     aligned: str | Path | Checkpoint, tuned: Sequence[str | Path | Checkpoint], out: Path, *, trains: bool, fusion: str,
     fusion_settings: Mapping[str, Any] | None, pairs: str, harmless: str, data_dir: Path | None, space: str,
     system: str | None, seed: int, device: str, dtype: Precision, allow_pickle: bool, progress: Progress | None,
-    reader: CountingReader, keep: Sequence[Example] = (),
+    reader: CountingReader, keep: Sequence[Example] = (), keep_of: Sequence[int] = (),
 ) -> tuple[Problem, list[Checkpoint]]:  # fmt: skip
     """The realignment of a call, and the tuned checkpoints; data and a model only where something learns."""
     if not tuned:
@@ -154,6 +154,7 @@ def _problem(
         fusion=Fusion(fusion, dict(fusion_settings or {}), seed),
         pairs=material.pairs if material else (),
         keep=keep,
+        keep_of=keep_of,
         source=source,
         seed=seed,
         work=out.with_name(out.name + ".work"),
@@ -172,7 +173,7 @@ def train_mask(
     fusion_settings: Mapping[str, Any] | None = None,
     pairs: str = "embedded",
     harmless: str = "embedded",
-    keep: str | None = None,
+    keep: str | Sequence[str] | None = None,
     keep_limit: int = 256,
     data_dir: Path | None = None,
     max_bad_share: float = MAX_BAD_SHARE,
@@ -197,8 +198,8 @@ def train_mask(
         fusion_settings: Its settings.
         pairs: Safety pairs.
         harmless: Harmless examples.
-        keep: Task examples whose behaviour the mask is to keep: a set or a file.
-        keep_limit: At most this many of them.
+        keep: Task examples whose behaviour the mask is to keep: a set or a file, or one for each tuned checkpoint.
+        keep_limit: At most this many of each.
         data_dir: Directory with the files of public sets.
         max_bad_share: Share of unusable rows of a set above which it is refused; which rows are is in `data.json`.
         space: "auto", "factors" or "weights", for adapters.
@@ -222,12 +223,12 @@ def train_mask(
     target = Path(out)
     check_replaceable(target)
     reader = CountingReader(data_dir, max_bad_share)
-    examples = _examples(keep, keep_limit, reader)
+    examples, owners = _examples(keep, len(tuned), keep_limit, reader)
     problem, _ = _problem(
         aligned, tuned, target, trains=True, fusion=fusion, fusion_settings=fusion_settings, pairs=pairs,
         harmless=harmless, data_dir=data_dir, space=space, system=system, seed=seed, device=device, dtype=dtype,
         allow_pickle=allow_pickle, progress=progress, reader=reader,
-        keep=examples,
+        keep=examples, keep_of=owners,
     )  # fmt: skip
     masks = somf.function(problem, **checked).masks
     processes = launched()
@@ -307,10 +308,19 @@ def average_masks(masks: Sequence[str | Path], *, out: str | Path, weights: Sequ
     return target
 
 
-def _examples(keep: str | None, limit: int, reader: CountingReader) -> list[Example]:
-    if keep is None:
-        return []
-    return [item for item in reader(keep, "examples") if isinstance(item, Example)][:limit]
+def _examples(
+    keep: str | Sequence[str] | None, models: int, limit: int, reader: CountingReader
+) -> tuple[list[Example], list[int]]:
+    """Task examples, and the tuned model that each belongs to; empty if one set stands for several models."""
+    names = [keep] if isinstance(keep, str) else list(keep or ())
+    if len(names) not in (0, 1, models):
+        raise InputError(
+            f"keep names {len(names)} sets for {models} tuned models",
+            "give one for each, in their order, or one for all",
+        )
+    found = [[item for item in reader(name, "examples") if isinstance(item, Example)][:limit] for name in names]
+    owners = [place for place, few in enumerate(found) for _ in few] if len(names) == models else []
+    return [item for few in found for item in few], owners
 
 
 def _write_account(directory: Path, reader: CountingReader) -> None:

@@ -188,6 +188,34 @@ def test_distillation_has_the_right_teacher_for_each_side(lab):
             assert abs(made.loss(ITEMS)[1][name]) < 1e-6
 
 
+@pytest.mark.parametrize("settings", [{"loss": "distill"}, {"loss": "sft", "task_divergence": 0.7}])
+def test_of_several_tuned_models_each_teaches_its_own_examples(lab, settings):
+    """KL(π_k ‖ π) of an example of task k, a token over all of them; what F makes of both teaches none."""
+    items = encode_items(tiny_tokenizer(), None, PAIRS, KEEP, keep_of=[1, 0, 1])
+    task = [item for item in items if item.side == "task"]
+    assert [item.task for item in task] == [1, 0, 1] and {item.task for item in items if item.side != "task"} == {None}
+    model, values, _ = masked(lab, ("tuned", "tuned2"), fusion=FUSIONS["ties"], apart=True, initial=0.5)
+    made = MaskTrainer(model, values, items, TrainSettings(**settings), pad_id=1)
+    teachers, divergences = [lab.adapted("tuned"), lab.adapted("tuned2")], []
+    for item in task:
+        ids, start = torch.tensor([item.chosen.prompt + item.chosen.answer]), len(item.chosen.prompt)
+        with torch.no_grad():
+            theirs, ours = (m(ids).logits[0, start - 1 : -1].log_softmax(-1) for m in (teachers[item.task], model))
+        divergences.append((theirs.exp() * (theirs - ours)).sum(1))
+    wanted = float(torch.cat(divergences).mean())
+    assert made.loss(task)[1]["kl/task"] == pytest.approx(wanted, rel=1e-4)
+    for place in (0, 1):
+        with values.reading(place):
+            assert abs(made.loss([item for item in task if item.task == place])[1]["kl/task"]) < 1e-6
+            assert made.loss([item for item in task if item.task != place])[1]["kl/task"] > 1e-3
+
+    model, values, _ = masked(lab, ("tuned", "tuned2"), fusion=FUSIONS["ties"], initial=0.5)  # nobody asked for it
+    made = MaskTrainer(model, values, items, TrainSettings(**settings), pad_id=1)
+    assert made.loss(task)[1]["kl/task"] != pytest.approx(wanted, rel=1e-2)
+    with values.reading("ones"):
+        assert abs(made.loss(task)[1]["kl/task"]) < 1e-6
+
+
 def test_task_divergence_over_full_weights_keeps_the_task(lab):
     """Beside the safety pairs alone the price holds the model nearer to the tuned one on the task."""
     settings = TrainSettings(

@@ -14,7 +14,7 @@ from resafe.masks.modules import MaskedModule
 from tests.tiny import logits
 
 
-def masked(lab, tuned=("tuned",), aligned="safe", fusion=None, base="base", space="auto", **settings):
+def masked(lab, tuned=("tuned",), aligned="safe", fusion=None, base="base", space="auto", apart=False, **settings):
     vectors = [task_vector(lab.open(name), lab.open(aligned), space) for name in tuned]
     fusion = fusion or Fusion("task_arithmetic")
     model = lab.plain(base)
@@ -32,6 +32,7 @@ def masked(lab, tuned=("tuned",), aligned="safe", fusion=None, base="base", spac
         linear=fusion.linear,
         additive=fusion.additive,
         refit=fitted if fusion.rounds("model") else None,
+        apart=apart,
     )
     return model, values, vectors
 
@@ -58,6 +59,26 @@ def test_ones_are_the_tuned_adapter_and_zeros_the_safe_one(lab, granularity):
     with values.reading("zeros"):
         same(logits(model), logits(lab.adapted("safe")))
     assert not torch.allclose(logits(lab.adapted("tuned")), logits(lab.adapted("safe")), atol=0.01)
+
+
+@pytest.mark.parametrize("per_task", [False, True])
+@pytest.mark.parametrize("name", ["task_arithmetic", "ties", "dare"])
+@pytest.mark.parametrize("tuned", [("tuned", "tuned2"), ("full", "full2")])
+def test_each_of_several_tuned_models_can_be_read_alone(lab, tuned, name, per_task):
+    """Whatever F makes of both, and nothing else changes for it."""
+    aligned = "safe" if tuned[0] == "tuned" else "base"
+    plans = {"fusion": Fusion(name, {"keep": 0.3} if name == "ties" else {"weight": 0.4}), "per_task": per_task}
+    model, values, _ = masked(lab, tuned, aligned, apart=True, **plans)
+    usual, other, _ = masked(lab, tuned, aligned, **plans)
+    alone = [logits(lab.adapted(which) if aligned == "safe" else lab.plain(which)) for which in tuned]
+    for place, wanted in enumerate(alone):
+        with values.reading(place):
+            same(logits(model), wanted)
+    for reading in ("trained", "ones", "zeros"):
+        with values.reading(reading), other.reading(reading):
+            same(logits(model), logits(usual))
+    with values.reading("ones"):
+        assert not torch.allclose(logits(model), alone[0], atol=0.01)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,10 @@ import yaml
 from typer.testing import CliRunner
 
 import resafe
+from resafe.api import _examples
 from resafe.checkpoints import open_checkpoint
 from resafe.cli.app import app
+from resafe.data.counted import CountingReader
 from resafe.errors import InputError
 from resafe.masks import Mask, MaskSettings
 from resafe.masks.summary import KeepRate, keep_rates, mean_keep
@@ -141,8 +143,23 @@ def test_the_recipe_in_the_repository_is_valid_and_mistakes_are_named(tmp_path):
         load_mask(tmp_path / "m.yaml")
     with pytest.raises(InputError, match="no output directory"):
         run("train", "recipes/mask.yaml")
+    with pytest.raises(InputError, match="keep names 3 sets for 2 tuned models"):
+        resafe.train_mask("a", ["b", "c"], out=tmp_path / "x", keep=["d", "e", "f"])
     with pytest.raises(InputError, match="settings name a mask"):
         resafe.train_mask("a", ["b"], out=tmp_path / "x", settings={"mask": "somewhere"})
+
+
+def test_every_tuned_model_can_have_task_examples_of_its_own(tmp_path):
+    for name, rows in (("a", 1), ("b", 3)):
+        lines = [json.dumps({"prompt": f"{name} w{n}", "response": "w80 w1"}) for n in range(rows)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    names = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+    examples, owners = _examples(names, 2, 2, CountingReader())
+    assert [(item.prompt[0], owner) for item, owner in zip(examples, owners, strict=True)] == [
+        ("a", 0), ("b", 1), ("b", 1)
+    ]  # fmt: skip
+    assert _examples(names[0], 2, 2, CountingReader())[1] == []  # of both: which one, nobody knows
+    assert _examples(names[1], 1, 2, CountingReader())[1] == [0, 0]
 
 
 def test_two_tuned_models_with_masks_of_their_own(lab, trained, tmp_path):

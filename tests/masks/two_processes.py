@@ -19,7 +19,7 @@ from resafe.realign.scores import masked_model, removal_scores
 from tests.evals.tiny import tiny_tokenizer
 from tests.tiny import KEEP, PAIRS, Lab, Source
 
-ITEMS = encode_items(tiny_tokenizer(), None, PAIRS, KEEP)
+ITEMS = encode_items(tiny_tokenizer(), None, PAIRS, KEEP, keep_of=[0, 1, 0])
 SHORT = TrainSettings(steps=6, batch_size=7, warmup_steps=2, shares={"safety": 0.4, "harmless": 0.3, "task": 0.3})
 TIES = Fusion("ties", {"keep": 0.4})
 CASES: dict[str, tuple[tuple[str, ...], str, MaskSettings, TrainSettings, Fusion]] = {
@@ -47,6 +47,7 @@ CASES: dict[str, tuple[tuple[str, ...], str, MaskSettings, TrainSettings, Fusion
     ),
     "weights": (("full", "full2"), "base", MaskSettings(granularity="layer"), SHORT, Fusion("average")),
     "all weights": (("full_all",), "full", MaskSettings(), replace(SHORT, loss="distill"), Fusion("task_arithmetic")),
+    "several": (("tuned", "tuned2"), "safe", MaskSettings(), replace(SHORT, loss="distill"), Fusion("average")),
     "tied": (("tied_full",), "tied", MaskSettings(granularity="row"), SHORT, Fusion("task_arithmetic")),
     "ties": (("tuned", "tuned2"), "safe", MaskSettings(per_task=True), replace(SHORT, loss="ipo"), TIES),
 }
@@ -66,7 +67,7 @@ def trainer(
     tuned, aligned, mask, training, fusion = CASES[case]
     vectors = [task_vector(lab.open(name), lab.open(aligned)) for name in tuned]
     source = Source(lab, "tied" if aligned == "tied" else "base")
-    model, logits = masked_model(Problem(vectors, fusion, source=source), mask, 0)
+    model, logits = masked_model(Problem(vectors, fusion, source=source), mask, 0, apart=case == "several")
     model.to(dtype)
     logits.to(torch.float32)
     if again:

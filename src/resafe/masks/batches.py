@@ -17,13 +17,15 @@ from resafe.masks.losses import Encoded
 class Item:
     """One training item: an answer to make likely, and for preference pairs one to make unlikely.
 
-    `side` is "safety" (refuse a harmful prompt), "harmless" (help with a harmless one) or "task" (keep the task).
+    `side` is "safety" (refuse a harmful prompt), "harmless" (help with a harmless one) or "task" (keep the task);
+    `task` is the place of the tuned model that a task example belongs to, where that is known.
     """
 
     index: int
     side: str
     chosen: Encoded
     rejected: Encoded | None
+    task: int | None = None
 
 
 def encode_items(
@@ -32,6 +34,7 @@ def encode_items(
     pairs: Sequence[Pair],
     keep: Sequence[Example],
     answer_tokens: int | None = None,
+    keep_of: Sequence[int] = (),
 ) -> list[Item]:
     """Tokenises pairs and task examples.
 
@@ -41,6 +44,7 @@ def encode_items(
         pairs: Safety and harmless pairs.
         keep: Task examples, never cut.
         answer_tokens: Only this many tokens of the pairs' answers are used; None for all.
+        keep_of: The place of the tuned model that each task example belongs to; empty where it is not known.
 
     Raises:
         InputError: There is no safety pair.
@@ -65,7 +69,11 @@ def encode_items(
         for index, pair in enumerate(pairs)
     ]
     start = len(items)
-    items += [Item(start + n, "task", encode(e, e.response), None) for n, e in enumerate(keep)]
+    owners: Sequence[int | None] = keep_of or [None] * len(keep)
+    items += [
+        Item(start + n, "task", encode(e, e.response), None, owner)
+        for n, (e, owner) in enumerate(zip(keep, owners, strict=True))
+    ]
     return items
 
 

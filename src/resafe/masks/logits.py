@@ -21,7 +21,8 @@ Combine = Callable[[str, Sequence[Tensor]], Tensor]
 Refit = Callable[[Callable[[str], Sequence[Tensor]]], Combine]
 """What gives a tensor's task vectors as they are now → F with its first pass taken over them."""
 
-Reading = Literal["trained", "ones", "zeros", "random"]
+Reading = Literal["trained", "ones", "zeros", "random"] | int
+"""A number stands for one of several tuned models alone, as it was before F, by its place."""
 
 
 def sharded(tensor: Tensor) -> bool:
@@ -58,6 +59,7 @@ class MaskLogits(nn.Module):
         vectors_digest: Tells the task vectors behind the masks from others (see `install_masks`).
         values: The logits by key.
         shapes: The masked tensors and their shapes.
+        apart: Whether the tuned models can be read alone: their task vectors are held as they are.
         kernels: What forms masked weights in one pass (see `resafe.masks.fused`), where it is used.
     """
 
@@ -71,11 +73,17 @@ class MaskLogits(nn.Module):
         self.vectors_digest = ""
         self.values: dict[str, nn.Parameter] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.apart = False
         self.kernels = Kernels()
         self._refit: Refit | None = None
         self._read: Callable[[str], Sequence[Tensor]] | None = None
         self._inside: Callable[[str | None], None] = lambda name: None
         self._combines: dict[Reading, Combine] = {}
+
+    @property
+    def alone(self) -> int | None:
+        """The tuned model that is read alone, if one is."""
+        return self._reading if isinstance(self._reading, int) else None
 
     def key(self, name: str, task: int = 0) -> str:
         """The key of a tensor's logits; with masks of their own per task, that of one task."""
@@ -181,9 +189,10 @@ class MaskLogits(nn.Module):
     def refresh(self) -> None:
         """Takes F's first pass (TIES' thresholds) anew over the task vectors as they are masked now.
 
-        Under "ones" that is done once, under "zeros" never: of nothing, nothing is trimmed.
+        Under "ones" that is done once; never under "zeros", as of nothing nothing is trimmed, and for one model alone.
         """
-        if self._refit is None or self._reading == "zeros" or (self._reading == "ones" and "ones" in self._combines):
+        unfused = self._reading == "zeros" or self.alone is not None
+        if self._refit is None or unfused or (self._reading == "ones" and "ones" in self._combines):
             return
         with torch.no_grad():
             self._combines[self._reading] = self._refit(self._now)
@@ -204,7 +213,10 @@ class MaskLogits(nn.Module):
 
     @contextmanager
     def reading(self, what: Reading) -> Iterator[None]:
-        """For a while the masks are all ones (the tuned model), all zeros (the aligned one) or draws at φ = 0."""
+        """For a while the masks are all ones (the tuned model), all zeros (the aligned one) or draws at φ = 0.
+
+        Or the model is one of the tuned ones alone, where `apart`.
+        """
         before, self._reading = self._reading, what
         try:
             self.refresh()

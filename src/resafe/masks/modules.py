@@ -91,6 +91,9 @@ class MaskedWeight(nn.Module):
     def forward(self) -> Tensor:
         """The weight, shape and dtype of `aligned`."""
         logits = self._settings[0]
+        if logits.alone is not None:
+            tuned: Tensor = self.aligned + self.deltas[logits.alone].float()
+            return tuned.to(self.aligned.dtype)
         if self._combine is not None:
             fused = logits.combine(self._combine)(self.name, self.masked())
             return (self.aligned + fused).to(self.aligned.dtype)
@@ -197,6 +200,7 @@ def install_masks(
     additive: bool = False,
     refit: Refit | None = None,
     storage: torch.dtype = torch.float32,
+    apart: bool = False,
 ) -> MaskLogits:
     """Replaces the modules that the task vectors touch by masked ones, in place.
 
@@ -211,6 +215,8 @@ def install_masks(
             masks of their own, too.
         refit: Takes F's first pass over the whole model anew (see `MaskLogits.refresh`); None for an F without one.
         storage: Dtype in which aligned weights and task vectors are held; logits and masks are float32.
+        apart: Hold every task vector as it is, in place of what F makes of them beforehand: then the tuned models can
+            be read alone.
 
     Returns:
         The logits; train their `parameters()`.
@@ -228,8 +234,10 @@ def install_masks(
     own = settings.per_task and len(vectors) > 1
     # What is scaled to norms is scaled before F, which may drop entries: nothing of F can be done beforehand.
     early = settings.rescale != "norm"
+    early = early and not apart
     linear, additive = linear and early and not own, additive and early and own
     logits = MaskLogits(settings, seed, len(vectors) if own else 1)
+    logits.apart = apart
     hasher = hashlib.sha256()
     device = next(model.parameters()).device
     made: dict[str, MaskedWeight] = {}

@@ -196,6 +196,7 @@ class MaskTrainer:
         running += ["logits in bfloat16"] if self.engine.logits == "bfloat16" else []
         running += ["steps in backward"] if self.engine.step_in_backward else []
         running += ["fused"] if self._fused else []
+        running += [str([item.task for item in self.items])] if self.logits.apart else []
         models = [self.models, precision_of(self.model)]
         return digest_value(
             [described(self.settings), described(self.logits.settings), tokens, start, models, *running]
@@ -293,9 +294,9 @@ class MaskTrainer:
             loss, metrics = self._preference(batch)
         if self.settings.removal_price > 0:
             loss = loss + self.settings.removal_price * self._removed_share()
-        task = [item.chosen for item in batch if item.side == "task"]
+        task = [item for item in batch if item.side == "task"]
         if self.settings.task_divergence > 0 and task:
-            divergence = self._divergence(task, "ones")
+            divergence = self._from_tuned(task)
             loss = loss + self.settings.task_divergence * divergence
             metrics["kl/task"] = float(divergence.detach())
         return loss, metrics
@@ -309,20 +310,35 @@ class MaskTrainer:
 
     def _distill(self, batch: Sequence[Item]) -> tuple[Tensor, dict[str, float]]:
         """The divergence an item from the aligned model (pairs) and from the tuned one (task examples)."""
-        teachers: tuple[tuple[str, Reading, list[Encoded]], ...] = (
-            ("pairs", "zeros", [item.chosen for item in batch if item.side != "task"]),
-            ("task", "ones", [item.chosen for item in batch if item.side == "task"]),
-        )
+        sides: dict[str, list[Item]] = {"pairs": [], "task": []}
+        for item in batch:
+            sides["task" if item.side == "task" else "pairs"].append(item)
         parts, metrics = [], {}
-        for name, teacher, own in teachers:
+        for name, own in sides.items():
             if own:
-                divergence = self._divergence(own, teacher)
+                aligned = name == "pairs"
+                divergence = self._divergence([i.chosen for i in own], "zeros") if aligned else self._from_tuned(own)
                 parts.append(divergence * (len(own) / len(batch)))
                 metrics[f"kl/{name}"] = float(divergence.detach())
         return torch.stack(parts).sum(), metrics
 
+    def _from_tuned(self, items: Sequence[Item]) -> Tensor:
+        """KL(π_tuned ‖ π) a token of the answers, of several tuned models from the one that an example belongs to.
+
+        What F makes of several may have lost a task to another, and would teach the masks to keep it lost. It is the
+        teacher only where nobody said which model an example belongs to.
+        """
+        groups: dict[Reading, list[Encoded]] = {}
+        for item in items:
+            own: Reading = item.task if self.logits.apart and item.task is not None else "ones"
+            groups.setdefault(own, []).append(item.chosen)
+        counts = {teacher: sum(len(one.answer) for one in few) for teacher, few in groups.items()}
+        total = sum(counts.values())
+        parts = [self._divergence(few, teacher) * (counts[teacher] / total) for teacher, few in groups.items()]
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+
     def _divergence(self, sequences: Sequence[Encoded], teacher: Reading) -> Tensor:
-        """KL(π_teacher ‖ π) a token of the answers; the teacher is the tuned model (ones) or the aligned (zeros)."""
+        """KL(π_teacher ‖ π) a token of the answers; the teacher is a tuned model or the aligned one (zeros)."""
         rows, counted = self.processes.rows(range(len(sequences)), [len(sequence) for sequence in sequences])
         own = [sequences[row] for row in rows]
         with torch.no_grad(), self.logits.reading(teacher):

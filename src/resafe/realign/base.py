@@ -61,6 +61,7 @@ class Problem:
         fusion: F; for one tuned model task arithmetic with λ = 1 is the identity.
         pairs: Safety pairs (side "safety") and harmless pairs (side "harmless").
         keep: Task examples whose behaviour should stay.
+        keep_of: The place of the tuned model that each of them belongs to; empty where it is not known.
         source: Models and tokenizer for methods that need gradients.
         seed: Seed of everything random.
         work: Directory for checkpoints, or None.
@@ -71,6 +72,7 @@ class Problem:
     fusion: Fusion = field(default_factory=lambda: Fusion("task_arithmetic"))
     pairs: Sequence[Pair] = ()
     keep: Sequence[Example] = ()
+    keep_of: Sequence[int] = ()
     source: ModelSource | None = None
     seed: int = 0
     work: Path | None = None

@@ -29,12 +29,17 @@ _BATCH = 16
 
 
 def masked_model(
-    problem: Problem, settings: MaskSettings, seed: int, storage: torch.dtype = torch.float32
+    problem: Problem,
+    settings: MaskSettings,
+    seed: int,
+    storage: torch.dtype = torch.float32,
+    apart: bool = False,
 ) -> tuple[Any, MaskLogits]:
     """A fresh model with the problem's task vectors behind masks, and the masks' logits.
 
     F's first pass over the whole model (TIES' thresholds) is taken over the task vectors as they are masked, as the
-    published loop does and as it is where the mask is applied, and not once over the unmasked ones.
+    published loop does and as it is where the mask is applied, and not once over the unmasked ones. `apart` as in
+    `install_masks`.
     """
     fusion: Fusion = problem.fusion
 
@@ -53,6 +58,7 @@ def masked_model(
         additive=fusion.additive,
         refit=fitted if fusion.rounds("model") > 0 else None,
         storage=storage,
+        apart=apart,
     )
     return model, logits
 
@@ -78,7 +84,7 @@ def with_head_size(settings: MaskSettings, problem: Problem) -> MaskSettings:
 def encoded_items(problem: Problem, answer_tokens: int | None = None) -> tuple[list[Item], int]:
     """The problem's pairs (answers cut to `answer_tokens`) and task examples as tokens, and the padding token."""
     source = problem.models()
-    items = encode_items(source.tokenizer, source.system, problem.pairs, problem.keep, answer_tokens)
+    items = encode_items(source.tokenizer, source.system, problem.pairs, problem.keep, answer_tokens, problem.keep_of)
     return items, int(source.tokenizer.pad_token_id or 0)
 
 

@@ -20,7 +20,9 @@ class MaskRecipe(Part):
     settings: dict[str, Any] = Field(default={}, description="of the method somf: preset, granularity, loss, steps, …")
     pairs: str = Field(default="embedded", description="safety pairs: embedded, a set, a Hub id or a file")
     harmless: str = Field(default="embedded", description="harmless requests with answers")
-    keep: str | None = Field(default=None, description="task examples to keep: a set, a Hub id or a file")
+    keep: str | list[str] | None = Field(
+        default=None, description="task examples to keep: a set, a Hub id or a file, or one for each tuned model"
+    )
     keep_limit: int = Field(default=256, ge=1, description="at most this many of them")
     data_dir: Path | None = Field(default=None, description="directory with the files of public sets; null: the Hub")
     max_bad_share: float = Field(default=0.01, ge=0, le=1, description="refuse a set of which more rows are unusable")

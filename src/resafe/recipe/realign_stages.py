@@ -66,6 +66,8 @@ def realign(context: Context, name: str, aligned: Stage, tuned: dict[str, Stage]
     }
     if context.recipe.full and method.traits["trains"]:
         depends["masked"] = "every parameter that tuning changed"  # linear layers only, once, in the base's other ones
+    if len(part.tuned) > 1 and method.traits["makes_mask"] and _distils(part):
+        depends["teachers"] = "each task's own tuned model"  # what F made of them, once
     if mask := part.settings.get("mask"):
         depends["mask"] = digest_files(sorted(Path(mask).rglob("safety_mask.*")), Path(mask))
     if named := [part.settings[role] for role in ("base", "unaligned") if part.settings.get(role)]:
@@ -76,6 +78,13 @@ def realign(context: Context, name: str, aligned: Stage, tuned: dict[str, Stage]
 def _presets(part: RealignPart) -> dict[str, Any]:
     """What the entry's preset stands for; the first two are always there, as stages were digested with both."""
     return {key: described(PRESETS[key]) for key in ("default", "paper", part.settings.get("preset", "default"))}
+
+
+def _distils(part: RealignPart) -> bool:
+    """Whether the tuned models are teachers of the entry's mask."""
+    preset = PRESETS[part.settings.get("preset", "default")].training
+    settings = {"loss": preset.loss, "task_divergence": preset.task_divergence, **part.settings}
+    return bool(settings["loss"] == "distill" or settings["task_divergence"] > 0)
 
 
 def member_path(stage: Path, strength: float) -> Path:
@@ -108,14 +117,17 @@ def _problem(context: Context, part: RealignPart, aligned: Stage, tuned: dict[st
     safe = context.open_stage(aligned)
     vectors = [task_vector(context.open_stage(tuned[task]), safe) for task in part.tuned]
     keep: list[Example] = []
-    for task in part.tuned:  # a few examples of the task itself; the attack's rows are not among them
-        tune = context.recipe.tune[task]
-        keep += context.task_pool(tune)[:200]
+    keep_of: list[int] = []
+    for place, task in enumerate(part.tuned):  # a few examples of the task itself; the attack's rows are not among them
+        few = context.task_pool(context.recipe.tune[task])[:200]
+        keep += few
+        keep_of += [place] * len(few)
     return Problem(
         vectors=vectors,
         fusion=Fusion(part.fusion.name, part.fusion.settings, context.recipe.seed, tuple(part.tuned)),
         pairs=context.material.pairs,
         keep=keep,
+        keep_of=keep_of,
         source=context,
         seed=context.recipe.seed,
         work=path / "work",
