@@ -67,6 +67,8 @@ def realign(
     fusion_settings: Mapping[str, Any] | None = None,
     pairs: str = "embedded",
     harmless: str = "embedded",
+    keep: str | Sequence[str] | None = None,
+    keep_limit: int = 256,
     data_dir: Path | None = None,
     max_bad_share: float = MAX_BAD_SHARE,
     space: str = "auto",
@@ -92,6 +94,8 @@ def realign(
         fusion_settings: Its settings.
         pairs: Safety pairs for methods that learn.
         harmless: Harmless examples for methods that learn.
+        keep: Task examples whose behaviour they are to keep: a set or a file, or one for each tuned checkpoint.
+        keep_limit: At most this many of each.
         data_dir: Directory with the files of public sets.
         max_bad_share: Share of unusable rows of a set above which it is refused.
         space: "auto", "factors" or "weights", for adapters.
@@ -111,9 +115,12 @@ def realign(
     chosen = REALIGN.get(method)
     given = dict(settings or {}) | ({} if mask is None else {"mask": Path(mask)})
     checked = chosen.check(given)
-    reader = CountingReader(data_dir, max_bad_share)
+    reader, trains = CountingReader(data_dir, max_bad_share), bool(chosen.traits.get("trains")) and mask is None
+    if keep is not None and not trains:
+        raise InputError("keep is for what learns, and nothing does", "leave it out")
+    examples, owners = _examples(keep, len(tuned), keep_limit, reader)
     problem, opened = _problem(
-        aligned, tuned, Path(out), trains=bool(chosen.traits.get("trains")) and mask is None, fusion=fusion,
+        aligned, tuned, Path(out), trains=trains, keep=examples, keep_of=owners, fusion=fusion,
         fusion_settings=fusion_settings, pairs=pairs, harmless=harmless, data_dir=data_dir, space=space, system=system,
         seed=seed, device=device, dtype=dtype, allow_pickle=allow_pickle, progress=progress, reader=reader,
     )  # fmt: skip

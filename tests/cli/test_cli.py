@@ -360,6 +360,7 @@ def test_realign_interpolates_adapters(cli: Cli, tiny: TinyRun, tmp_path: Path) 
     for name, value in got.items():
         torch.testing.assert_close(value, a[name] + 0.75 * (t[name] - a[name]))
     assert cli(*realign_arguments(aligned, tuned, out, "--set", "removed=[0.1, 0.5, 0.7]"))[0] == 0
+    check_mistake(cli(*realign_arguments(aligned, tuned, out, "--keep", "task.jsonl")), "leave it out")
     middle = load_file(out / "adapter_model.safetensors")  # without a strength: the middle of the grid
     for name, value in middle.items():
         torch.testing.assert_close(value, a[name] + 0.5 * (t[name] - a[name]))

@@ -19,6 +19,11 @@ def realign(
     strength: Annotated[float | None, typer.Option(help="default: 1 where the method has it, else the middle")] = None,
     fusion: Annotated[str, typer.Option(help="how several tuned models are combined")] = "task_arithmetic",
     pairs: Annotated[str, typer.Option(help="safety pairs: embedded, a set, a Hub id or a file")] = "embedded",
+    harmless: Annotated[str, typer.Option(help="harmless requests with answers, likewise")] = "embedded",
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help="task examples to keep: a set, a Hub id or a file; give one for each tuned checkpoint"),
+    ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="directory with the files of public data sets")] = None,
     max_bad_share: MaxBadShare = 0.01,
     space: Annotated[str, typer.Option(help="auto, factors or weights (for adapters)")] = "auto",
@@ -44,7 +49,7 @@ def realign(
     reporter = ConsoleReporter(quiet=quiet)
     written = run(
         aligned, list(tuned), method=method, out=out, settings=settings, strength=strength, fusion=fusion, pairs=pairs,
-        data_dir=data_dir, max_bad_share=max_bad_share, space=space, seed=seed, device=device, dtype=cast(Any, dtype),
-        allow_pickle=allow_pickle, progress=reporter.bar(method, "steps"),
+        harmless=harmless, keep=keep or None, data_dir=data_dir, max_bad_share=max_bad_share, space=space, seed=seed,
+        device=device, dtype=cast(Any, dtype), allow_pickle=allow_pickle, progress=reporter.bar(method, "steps"),
     )  # fmt: skip
     typer.echo(str(written))
