@@ -157,7 +157,7 @@ def set_lengths(ids: Sequence[str]) -> list[tuple[str, int]]:
 def load(path: Path) -> Row:
     """What `condense` kept, less the entries that were run otherwise than the recipe has them now.
 
-    Strengths are chosen anew, from the validation figures kept, so that a change to the rule needs no run.
+    Strengths are chosen anew, from the validation figures kept, so that another price of over-refusal needs no run.
     """
     facts, made = rechosen(json.loads(path.read_text())), entry_digests()
     facts["entries"] = {name: digest for name, digest in facts["entries"].items() if made.get(name) == digest}
@@ -170,6 +170,8 @@ def load(path: Path) -> Row:
 
 def rechosen(facts: dict[str, Any]) -> dict[str, Any]:
     """The same facts with each entry's model and `chosen` by the rule for strengths as it is now."""
+    own = written()["questions"]["validation"]
+    rule = ChoiceRule(price=own.get("over_refusal_price", ChoiceRule.price))
     families: dict[str, dict[float, dict[str, Any]]] = {}
     for known in facts["models"].values():
         if "validation" in known:
@@ -179,8 +181,8 @@ def rechosen(facts: dict[str, Any]) -> dict[str, Any]:
         for strength, known in members.items():
             seen = known["validation"]
             ratios = [seen[name] for name in ("recovery", "retention", "excess")]
-            candidates.append(Candidate(strength, Measured(**seen["measured"]), *ratios, ChoiceRule().score(*ratios)))
-        best = choose(candidates).strength
+            candidates.append(Candidate(strength, Measured(**seen["measured"]), *ratios, rule.score(*ratios)))
+        best = choose(candidates, rule).strength
         for strength, known in members.items():
             known["chosen"] = strength == best
         facts["models"][method] |= {fact: members[best][fact] for fact in ("scores", "perplexity")}

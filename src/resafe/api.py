@@ -67,7 +67,7 @@ def realign(
     fusion_settings: Mapping[str, Any] | None = None,
     pairs: str = "embedded",
     harmless: str = "embedded",
-    keep: str | Sequence[str] | None = None,
+    keep: str | Path | Sequence[str | Path] | None = None,
     keep_limit: int = 256,
     data_dir: Path | None = None,
     max_bad_share: float = MAX_BAD_SHARE,
@@ -95,7 +95,7 @@ def realign(
         pairs: Safety pairs for methods that learn.
         harmless: Harmless examples for methods that learn.
         keep: Task examples whose behaviour they are to keep: a set or a file, or one for each tuned checkpoint.
-        keep_limit: At most this many of each.
+        keep_limit: The first so many of each are taken.
         data_dir: Directory with the files of public sets.
         max_bad_share: Share of unusable rows of a set above which it is refused.
         space: "auto", "factors" or "weights", for adapters.
@@ -115,9 +115,10 @@ def realign(
     chosen = REALIGN.get(method)
     given = dict(settings or {}) | ({} if mask is None else {"mask": Path(mask)})
     checked = chosen.check(given)
-    reader, trains = CountingReader(data_dir, max_bad_share), bool(chosen.traits.get("trains")) and mask is None
-    if keep is not None and not trains:
-        raise InputError("keep is for what learns, and nothing does", "leave it out")
+    reader, trains = CountingReader(data_dir, max_bad_share), bool(chosen.traits.get("trains"))
+    trains = trains and checked.get("mask") is None
+    if keep and not trains:
+        raise InputError("keep is for what learns, and nothing does here", "leave it out")
     examples, owners = _examples(keep, len(tuned), keep_limit, reader)
     problem, opened = _problem(
         aligned, tuned, Path(out), trains=trains, keep=examples, keep_of=owners, fusion=fusion,
@@ -180,7 +181,7 @@ def train_mask(
     fusion_settings: Mapping[str, Any] | None = None,
     pairs: str = "embedded",
     harmless: str = "embedded",
-    keep: str | Sequence[str] | None = None,
+    keep: str | Path | Sequence[str | Path] | None = None,
     keep_limit: int = 256,
     data_dir: Path | None = None,
     max_bad_share: float = MAX_BAD_SHARE,
@@ -206,7 +207,7 @@ def train_mask(
         pairs: Safety pairs.
         harmless: Harmless examples.
         keep: Task examples whose behaviour the mask is to keep: a set or a file, or one for each tuned checkpoint.
-        keep_limit: At most this many of each.
+        keep_limit: The first so many of each are taken.
         data_dir: Directory with the files of public sets.
         max_bad_share: Share of unusable rows of a set above which it is refused; which rows are is in `data.json`.
         space: "auto", "factors" or "weights", for adapters.
@@ -316,10 +317,10 @@ def average_masks(masks: Sequence[str | Path], *, out: str | Path, weights: Sequ
 
 
 def _examples(
-    keep: str | Sequence[str] | None, models: int, limit: int, reader: CountingReader
+    keep: str | Path | Sequence[str | Path] | None, models: int, limit: int, reader: CountingReader
 ) -> tuple[list[Example], list[int]]:
     """Task examples, and the tuned model that each belongs to; empty if one set stands for several models."""
-    names = [keep] if isinstance(keep, str) else list(keep or ())
+    names = [str(name) for name in ([keep] if isinstance(keep, str | Path) else keep or ())]
     if len(names) not in (0, 1, models):
         raise InputError(
             f"keep names {len(names)} sets for {models} tuned models",

@@ -19,7 +19,7 @@ from resafe.realign.scores import masked_model, removal_scores
 from tests.evals.tiny import tiny_tokenizer
 from tests.tiny import KEEP, PAIRS, Lab, Source
 
-ITEMS = encode_items(tiny_tokenizer(), None, PAIRS, KEEP, keep_of=[0, 1, 0])
+ITEMS = encode_items(tiny_tokenizer(), None, PAIRS, KEEP, keep_of=[0, 1, 1])
 SHORT = TrainSettings(steps=6, batch_size=7, warmup_steps=2, shares={"safety": 0.4, "harmless": 0.3, "task": 0.3})
 TIES = Fusion("ties", {"keep": 0.4})
 CASES: dict[str, tuple[tuple[str, ...], str, MaskSettings, TrainSettings, Fusion]] = {

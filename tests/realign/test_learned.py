@@ -14,6 +14,7 @@ from resafe.errors import InputError
 from resafe.fusion import Fusion
 from resafe.masks import Mask, MaskSettings
 from resafe.masks.modules import MaskedWeight
+from resafe.realign import learn
 from resafe.realign.mask_family import mask_family
 from resafe.realign.scores import (
     agreed,
@@ -406,3 +407,26 @@ def test_selector_on_full_weights(lab):
         rows += int(gone.sum())
         torch.testing.assert_close(value[~gone], (aligned + delta)[~gone])
     assert 0 < rows <= round(0.2 * found.facts["entries"])
+
+
+def test_several_models_are_held_apart_only_where_they_teach(lab, monkeypatch):
+    """Each task vector by itself costs memory, so only for a loss, a batch and examples that need it."""
+    asked, usual = [], learn.masked_model
+
+    def seen(*given):
+        asked.append(given[4])
+        return usual(*given)
+
+    monkeypatch.setattr(learn, "masked_model", seen)
+    of = replace(learnable(lab, tuned=("tuned", "tuned2")), keep_of=[0, 1, 1])
+    short = {"steps": 1, "batch_size": 4}
+    for problem_, settings in (
+        (of, {}),
+        (of, {"preset": "labels", "task_divergence": 0.5}),
+        (of, {"preset": "labels"}),
+        (of, {"shares": {"safety": 1.0}}),
+        (replace(of, keep_of=()), {}),
+        (replace(learnable(lab), keep_of=[0, 0, 0]), {}),
+    ):
+        family("somf", problem_, **short, **settings)
+    assert asked == [True, True, False, False, False, False]

@@ -29,7 +29,6 @@ def test_every_strength_is_evaluated(tiny: TinyRun, tmp_path: Path) -> None:
     raw = changed(tiny, align__sft={**tiny.raw["align"]["sft"], "steps": 2})
     raw["tune"] = {"first": {**raw["tune"]["first"], "steps": 2}}
     raw["questions"] = {**raw["questions"], "harmful_limit": 3, "harmless_limit": 2, "task_items": 2}
-    raw["questions"]["validation"] = {**raw["questions"].get("validation", {}), "over_refusal_price": 7.0}
     half = {"method": "interpolation", "tuned": ["first"], "settings": {"removed": [0.0, 0.5, 1.0]}, "frontier": True}
     raw["realign"] = {"half": half, "alone": {**half, "frontier": False, "strength": 0.5}}
     out = tmp_path / "run"
@@ -41,8 +40,6 @@ def test_every_strength_is_evaluated(tiny: TinyRun, tmp_path: Path) -> None:
     selection = json.loads((directory(out, "realign-half") / "selection.json").read_text())
     for member, candidate in zip(entries["half"], selection["candidates"], strict=True):
         assert member["validation"] == {key: candidate[key] for key in ("measured", "recovery", "retention", "excess")}
-        worth = min(candidate["recovery"], candidate["retention"], 1.0) - 7.0 * candidate["excess"]
-        assert candidate["score"] == pytest.approx(worth)
     records = read_records(out / "frontier.jsonl")
     assert len(records) == 3 * 7 and {r.model for r in records} == {"half@0", "half@0.5", "half@1"}
     # nothing removed is the tuned model, everything the aligned one: their answers are known

@@ -24,6 +24,7 @@ def realign(
         list[str] | None,
         typer.Option(help="task examples to keep: a set, a Hub id or a file; give one for each tuned checkpoint"),
     ] = None,
+    keep_limit: Annotated[int, typer.Option(min=1, help="the first so many examples of each are taken")] = 256,
     data_dir: Annotated[Path | None, typer.Option(help="directory with the files of public data sets")] = None,
     max_bad_share: MaxBadShare = 0.01,
     space: Annotated[str, typer.Option(help="auto, factors or weights (for adapters)")] = "auto",
@@ -49,7 +50,8 @@ def realign(
     reporter = ConsoleReporter(quiet=quiet)
     written = run(
         aligned, list(tuned), method=method, out=out, settings=settings, strength=strength, fusion=fusion, pairs=pairs,
-        harmless=harmless, keep=keep or None, data_dir=data_dir, max_bad_share=max_bad_share, space=space, seed=seed,
-        device=device, dtype=cast(Any, dtype), allow_pickle=allow_pickle, progress=reporter.bar(method, "steps"),
+        harmless=harmless, keep=keep or None, keep_limit=keep_limit, data_dir=data_dir, max_bad_share=max_bad_share,
+        space=space, seed=seed, device=device, dtype=cast(Any, dtype), allow_pickle=allow_pickle,
+        progress=reporter.bar(method, "steps"),
     )  # fmt: skip
     typer.echo(str(written))

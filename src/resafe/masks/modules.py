@@ -107,6 +107,10 @@ class MaskedWeight(nn.Module):
 
     def rows(self, index: Tensor) -> Tensor:
         """The rows `index`, shape (rows, …): formed alone where an entry of the mask depends on its logit only."""
+        alone = self._settings[0].alone
+        if alone is not None:
+            tuned: Tensor = self.aligned[index] + self.deltas[alone][index].float()
+            return tuned.to(self.aligned.dtype)
         if self._combine is not None or self.drawn or self._settings[0].settings.rescale != "none":
             every: Tensor = self()
             return every[index]

@@ -65,8 +65,9 @@ def train_mask(
     settings = with_head_size(settings, problem)
     processes, running, limits = launched(), engine or EngineSettings(), limits or Limits()
     first = settings if warm is None else replace(settings, sampling="direct", initial=1.0)
-    several = len(problem.vectors) > 1 and len(problem.keep_of) > 0
-    apart = several and (training.loss == "distill" or training.task_divergence > 0)
+    taught = training.loss == "distill" or training.task_divergence > 0
+    several = len(problem.vectors) > 1 and len(problem.keep_of) > 0 and training.shares.get("task", 0) > 0
+    apart = taught and several
     model, logits = masked_model(problem, first, training.seed, running.dtype, apart)
     if running.gradient_checkpointing:
         checkpoint_layers(model)

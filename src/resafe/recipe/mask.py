@@ -23,7 +23,7 @@ class MaskRecipe(Part):
     keep: str | list[str] | None = Field(
         default=None, description="task examples to keep: a set, a Hub id or a file, or one for each tuned model"
     )
-    keep_limit: int = Field(default=256, ge=1, description="at most this many of them")
+    keep_limit: int = Field(default=256, ge=1, description="the first so many of each are taken")
     data_dir: Path | None = Field(default=None, description="directory with the files of public sets; null: the Hub")
     max_bad_share: float = Field(default=0.01, ge=0, le=1, description="refuse a set of which more rows are unusable")
     space: Literal["auto", "factors", "weights"] = Field(default="auto", description="for adapters")

@@ -82,9 +82,12 @@ def _presets(part: RealignPart) -> dict[str, Any]:
 
 def _distils(part: RealignPart) -> bool:
     """Whether the tuned models are teachers of the entry's mask."""
-    preset = PRESETS[part.settings.get("preset", "default")].training
-    settings = {"loss": preset.loss, "task_divergence": preset.task_divergence, **part.settings}
-    return bool(settings["loss"] == "distill" or settings["task_divergence"] > 0)
+    given = REALIGN.get(part.method).check(part.settings)
+    if part.mask_of or given.get("mask"):
+        return False
+    training = PRESETS[given.get("preset") or "default"].training
+    loss, divergence = given.get("loss") or training.loss, given.get("task_divergence")
+    return loss == "distill" or (training.task_divergence if divergence is None else divergence) > 0
 
 
 def member_path(stage: Path, strength: float) -> Path:

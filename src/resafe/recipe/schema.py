@@ -191,6 +191,7 @@ class ValidationPart(Part):
     over_refusal_price: float = Field(
         default=ChoiceRule.price,
         ge=0,
+        allow_inf_nan=False,
         json_schema_extra=_LATER,
         description="what a point of over-refusal beyond that costs, in points of recovery",
     )
