@@ -63,7 +63,7 @@ def test_ones_are_the_tuned_adapter_and_zeros_the_safe_one(lab, granularity):
 
 @pytest.mark.parametrize("per_task", [False, True])
 @pytest.mark.parametrize("name", ["task_arithmetic", "ties", "dare"])
-@pytest.mark.parametrize("tuned", [("tuned", "tuned2"), ("full", "full2")])
+@pytest.mark.parametrize("tuned", [("tuned", "tuned2"), ("full", "full2"), ("full_all", "full")])
 def test_each_of_several_tuned_models_can_be_read_alone(lab, tuned, name, per_task):
     """Whatever F makes of both, and nothing else changes for it."""
     aligned = "safe" if tuned[0] == "tuned" else "base"
