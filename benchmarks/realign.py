@@ -532,6 +532,36 @@ def summary_table(found: Mapping[str, Sequence[Row]]) -> list[str]:
     return lines
 
 
+def mistakes_table(found: Mapping[str, Sequence[Row]]) -> list[str]:
+    """Needless refusals of each way at its strength with R_s nearest to `LEVEL`, and how many the aligned model has."""
+    titles = {method: title for rows in found.values() for method, title in titles_of(rows).items()}
+    lines = [
+        f"| the aligned model's, of all needless refusals | {' | '.join(found)} |",
+        f"| --- |{' --- |' * len(found)}",
+    ]
+    for method, title in titles.items():
+        cells = []
+        for rows in found.values():
+            names = rows[0].members(method) if method in titles_of(rows) else []
+            if not names:
+                cells.append("–")
+                continue
+            columns = stacked(rows, (*ENDS, *names))
+            means = {side: values.mean(axis=1)[None, :] for side, values in columns.items()}
+            distance = np.abs(ratios(means)[0, :, 0] - LEVEL)
+            near = int(np.argmin(distance))
+            if distance[near] > 0.1:
+                cells.append("–")
+                continue
+            refused, aligned = columns["harmless"][2 + near] == 1, columns["harmless"][0] == 1
+            both = int((refused & aligned).sum())
+            share = f"{both} of {int(refused.sum())} ({100 * both / max(1, int(refused.sum())):.0f} %)"
+            cells.append(f"{names[near].split('@')[1]}: {share}")
+        if set(cells) != {"–"}:
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+    return lines
+
+
 def picture(rows: Sequence[Row], path: Path) -> None:
     """Frontiers as two panels: harmful against harmless refused, and R_s against R_u; means over seeds."""
     from matplotlib import pyplot
@@ -597,6 +627,7 @@ def report() -> dict[str, Any]:
     with_lead = [row for row in found if LEAD in row.facts["entries"]]
     by_row = {name: rows for name in ROWS if (rows := [row for row in with_lead if row.name == name])}
     page, summary = put(PAGE.read_text(), "rows", "\n".join(summary_table(by_row))), {}
+    page = put(page, "mistakes", "\n".join(mistakes_table(by_row)))
     if ABLATED[0] in by_row:
         page = put(page, "ablations", "\n".join(ablation_table(by_row[ABLATED[0]])))
     for name, text, lead in blocks(by_row):
