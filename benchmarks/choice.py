@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from realign import ENDS, KEPT, Row, load
+from realign_rows import ENDS, KEPT, Row, load
 
 from resafe.recipe.select import ChoiceRule, Measured, choose, judge
 
