@@ -115,8 +115,8 @@ def realign(
     chosen = REALIGN.get(method)
     given = dict(settings or {}) | ({} if mask is None else {"mask": Path(mask)})
     checked = chosen.check(given)
-    reader, trains = CountingReader(data_dir, max_bad_share), bool(chosen.traits.get("trains"))
-    trains = trains and checked.get("mask") is None
+    reader = CountingReader(data_dir, max_bad_share)
+    trains = bool(chosen.traits.get("trains")) and checked.get("mask") is None
     if keep and not trains:
         raise InputError("keep is for what learns, and nothing does here", "leave it out")
     examples, owners = _examples(keep, len(tuned), keep_limit, reader)

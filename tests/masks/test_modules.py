@@ -70,6 +70,8 @@ def test_each_of_several_tuned_models_can_be_read_alone(lab, tuned, name, per_ta
     plans = {"fusion": Fusion(name, {"keep": 0.3} if name == "ties" else {"weight": 0.4}), "per_task": per_task}
     model, values, _ = masked(lab, tuned, aligned, apart=True, **plans)
     usual, other, _ = masked(lab, tuned, aligned, **plans)
+    with pytest.raises(ValueError, match="apart=True"), other.reading(0):
+        pass
     alone = [logits(lab.adapted(which) if aligned == "safe" else lab.plain(which)) for which in tuned]
     for place, wanted in enumerate(alone):
         with values.reading(place):

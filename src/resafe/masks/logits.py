@@ -216,7 +216,12 @@ class MaskLogits(nn.Module):
         """For a while the masks are all ones (the tuned model), all zeros (the aligned one) or draws at φ = 0.
 
         Or the model is one of the tuned ones alone, where `apart`.
+
+        Raises:
+            ValueError: One alone is asked for, and the task vectors are not held apart.
         """
+        if isinstance(what, int) and not self.apart:
+            raise ValueError("the task vectors are fused already; install_masks(apart=True) keeps them apart")
         before, self._reading = self._reading, what
         try:
             self.refresh()

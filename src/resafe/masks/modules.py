@@ -92,8 +92,7 @@ class MaskedWeight(nn.Module):
         """The weight, shape and dtype of `aligned`."""
         logits = self._settings[0]
         if logits.alone is not None:
-            tuned: Tensor = self.aligned + self.deltas[logits.alone].float()
-            return tuned.to(self.aligned.dtype)
+            return _tuned(self.aligned, self.deltas[logits.alone])
         if self._combine is not None:
             fused = logits.combine(self._combine)(self.name, self.masked())
             return (self.aligned + fused).to(self.aligned.dtype)
@@ -109,12 +108,15 @@ class MaskedWeight(nn.Module):
         """The rows `index`, shape (rows, …): formed alone where an entry of the mask depends on its logit only."""
         alone = self._settings[0].alone
         if alone is not None:
-            tuned: Tensor = self.aligned[index] + self.deltas[alone][index].float()
-            return tuned.to(self.aligned.dtype)
+            return _tuned(self.aligned[index], self.deltas[alone][index])
         if self._combine is not None or self.drawn or self._settings[0].settings.rescale != "none":
             every: Tensor = self()
             return every[index]
         return _added(self.aligned[index], [delta[index] for delta in self.deltas], self._masks(index))
+
+
+def _tuned(aligned: Tensor, delta: Tensor) -> Tensor:
+    return (aligned + delta.float()).to(aligned.dtype)
 
 
 def _added(weight: Tensor, deltas: Iterable[Tensor], masks: Sequence[Tensor | float]) -> Tensor:
@@ -237,8 +239,7 @@ def install_masks(
             )
     own = settings.per_task and len(vectors) > 1
     # What is scaled to norms is scaled before F, which may drop entries: nothing of F can be done beforehand.
-    early = settings.rescale != "norm"
-    early = early and not apart
+    early = settings.rescale != "norm" and not apart
     linear, additive = linear and early and not own, additive and early and own
     logits = MaskLogits(settings, seed, len(vectors) if own else 1)
     logits.apart = apart

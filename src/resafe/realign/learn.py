@@ -66,8 +66,8 @@ def train_mask(
     processes, running, limits = launched(), engine or EngineSettings(), limits or Limits()
     first = settings if warm is None else replace(settings, sampling="direct", initial=1.0)
     taught = training.loss == "distill" or training.task_divergence > 0
-    several = len(problem.vectors) > 1 and len(problem.keep_of) > 0 and training.shares.get("task", 0) > 0
-    apart = taught and several
+    examples = len(problem.keep_of) > 0 and training.shares.get("task", 0) > 0
+    apart = taught and examples and len(problem.vectors) > 1
     model, logits = masked_model(problem, first, training.seed, running.dtype, apart)
     if running.gradient_checkpointing:
         checkpoint_layers(model)

@@ -106,14 +106,8 @@ def _validation_digest(context: Context, tasks: list[str]) -> str:
     sets = [context.task_set(task, "validation", asked.validation.task) for task in tasks]
     questions = [context.harmful("validation"), context.harmless("validation"), *(s.questions for s in sets)]
     limits = [asked.validation.max_new_tokens, asked.task_max_new_tokens]
-    return digest_value(
-        [
-            limits,
-            _rule(context).described(),
-            rules_digest(),
-            [[(q.prompt, q.target) for q in part] for part in questions],
-        ]
-    )
+    listed = [[(q.prompt, q.target) for q in part] for part in questions]
+    return digest_value([limits, _rule(context).described(), rules_digest(), listed])
 
 
 def _problem(context: Context, part: RealignPart, aligned: Stage, tuned: dict[str, Stage], path: Path) -> Problem:
