@@ -31,6 +31,7 @@ def masked(lab, tuned=("tuned",), aligned="safe", fusion=None, base="base", spac
         combine=fusion.combine,
         linear=fusion.linear,
         additive=fusion.additive,
+        by_entry=fusion.weighted_sum,
         refit=fitted if fusion.rounds("model") else None,
         apart=apart,
     )
@@ -283,6 +284,32 @@ def test_a_weight_that_is_formed_again_has_the_same_gradient(lab):
     assert len(layers) == 21
     for key, gradient in found[0].items():
         assert torch.equal(gradient, found[1][key]) and float(gradient.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("granularity", ["entry", "row", "column"])
+@pytest.mark.parametrize("per_task", [False, True])
+@pytest.mark.parametrize("method", ["average", "dare"])
+def test_few_rows_of_an_embedding_that_several_models_share(lab, method, per_task, granularity, monkeypatch):
+    """DARE drops by the tensor's entries, so that of it no row can be formed alone."""
+    index, found, options = torch.tensor([0, 3, 4, 90]), [], {"granularity": granularity, "per_task": per_task}
+    model, values, _ = masked(
+        lab, ("base", "full2"), "full_all", Fusion(method), apart=True, sampling="direct", **options
+    )
+    torch.manual_seed(0)
+    for value in values.values.values():
+        value.data.normal_()
+    weight = model.model.embed_tokens.weights["weight"]
+    for rows in (weight(), weight.rows(index)):
+        rows = rows[index] if rows.shape[0] > 4 else rows
+        found.append((rows, torch.autograd.grad(rows.square().sum(), list(weight.logits))))
+    assert torch.equal(found[0][0], found[1][0]) and len(found[0][1]) == 1 + per_task
+    for whole, alone in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(whole, alone, rtol=1e-6, atol=0)
+        assert float(alone.abs().sum()) > 0
+    formed = []
+    monkeypatch.setattr(weight, "forward", lambda: formed.append(1) or torch.zeros(weight.aligned.shape))
+    weight.rows(index)
+    assert len(formed) == (method == "dare")
 
 
 def test_weights_in_bfloat16_with_logits_in_float32(lab):

@@ -51,9 +51,14 @@ class Fusion:
         return self.companion is not None and self.companion.whole
 
     @property
+    def weighted_sum(self) -> bool:
+        """Whether it is Σ c_k τ_k with factors that do not depend on the task vectors."""
+        return bool(self._method.traits["weighted_sum"])
+
+    @property
     def additive(self) -> bool:
         """Whether it is a sum of what it makes of each task vector: masks of their own may be applied after it."""
-        return bool(self._method.traits["weighted_sum"] or self._method.traits["additive"])
+        return self.weighted_sum or bool(self._method.traits["additive"])
 
     def resolved(self) -> dict[str, Any]:
         """All settings, defaults included, checked against the method's signature."""

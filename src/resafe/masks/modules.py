@@ -35,10 +35,17 @@ class MaskedWeight(nn.Module):
             mask where F is a sum and every task vector has its own.
         logits: The model's logits.
         combine: F, or None where the masked `deltas` are only added up.
+        by_entry: Whether an entry of F depends on that entry of the task vectors alone, so that F of rows is F's rows.
     """
 
     def __init__(
-        self, name: str, aligned: Tensor, deltas: Sequence[Tensor], logits: MaskLogits, combine: Combine | None
+        self,
+        name: str,
+        aligned: Tensor,
+        deltas: Sequence[Tensor],
+        logits: MaskLogits,
+        combine: Combine | None,
+        by_entry: bool = False,
     ) -> None:
         super().__init__()
         self.name = name
@@ -48,6 +55,7 @@ class MaskedWeight(nn.Module):
         self.logits = nn.ParameterList(logits.add(name, tuple(aligned.shape)))
         self._settings = (logits,)  # in a tuple: it is one for the model, and its parameters are ours already
         self._combine = combine
+        self._by_entry = by_entry or combine is None
 
     @property
     def drawn(self) -> bool:
@@ -109,10 +117,14 @@ class MaskedWeight(nn.Module):
         alone = self._settings[0].alone
         if alone is not None:
             return _tuned(self.aligned[index], self.deltas[alone][index])
-        if self._combine is not None or self.drawn or self._settings[0].settings.rescale != "none":
+        if not self._by_entry or self.drawn or self._settings[0].settings.rescale != "none":
             every: Tensor = self()
             return every[index]
-        return _added(self.aligned[index], [delta[index] for delta in self.deltas], self._masks(index))
+        masks, deltas = self._masks(index), [delta[index] for delta in self.deltas]
+        if self._combine is None:
+            return _added(self.aligned[index], deltas, masks)
+        fused = self._combine(self.name, [delta.float() * mask for delta, mask in zip(deltas, masks, strict=True)])
+        return (self.aligned[index] + fused).to(self.aligned.dtype)
 
 
 def _tuned(aligned: Tensor, delta: Tensor) -> Tensor:
@@ -204,6 +216,7 @@ def install_masks(
     combine: Combine,
     linear: bool,
     additive: bool = False,
+    by_entry: bool = False,
     refit: Refit | None = None,
     storage: torch.dtype = torch.float32,
     apart: bool = False,
@@ -219,6 +232,7 @@ def install_masks(
         linear: Whether F is linear in the task vectors; then it is applied once, before training.
         additive: Whether F({τ_k}) is the sum of what it makes of each τ_k beside zeros; then it is applied once with
             masks of their own, too.
+        by_entry: Whether an entry of F depends on that entry of the task vectors alone: few rows are then formed alone.
         refit: Takes F's first pass over the whole model anew (see `MaskLogits.refresh`); None for an F without one.
         storage: Dtype in which aligned weights and task vectors are held; logits and masks are float32.
         apart: Hold every task vector as it is, in place of what F makes of them beforehand: then the tuned models can
@@ -258,7 +272,8 @@ def install_masks(
         elif additive:
             deltas = [combine(name, _alone(deltas, place)) for place in range(len(deltas))]
         held = [delta.to(storage) for delta in deltas]
-        made[name] = MaskedWeight(name, aligned.to(storage), held, logits, None if linear or additive else combine)
+        kept = None if linear or additive else combine
+        made[name] = MaskedWeight(name, aligned.to(storage), held, logits, kept, by_entry)
         return made[name]
 
     factors = vectors[0].factor_modules()

@@ -56,6 +56,7 @@ def masked_model(
         combine=fusion.combine,
         linear=fusion.linear,
         additive=fusion.additive,
+        by_entry=fusion.weighted_sum,
         refit=fitted if fusion.rounds("model") > 0 else None,
         storage=storage,
         apart=apart,
