@@ -26,6 +26,16 @@ def test_negative_measures_and_dominated_points_add_nothing() -> None:
     assert dominated_volume([(0.5, 0.4), (0.4, 0.3), (-1.0, 2.0)]) == pytest.approx(0.2)
 
 
+def test_points_that_were_not_measured_are_left_out() -> None:
+    nan = float("nan")
+    assert dominated_volume([(0.5, 0.4), (nan, 0.9), (0.4, nan)]) == pytest.approx(0.2)
+    volumes = dominated_volume([[(nan, 1.0), (nan, 0.5)], [(nan, 1.0), (0.5, 0.5)]])
+    assert volumes == pytest.approx([nan, 0.25], nan_ok=True)
+    assert crossing([[nan, 0.95], [0.5, nan]], [[0.0, 0.19], [0.1, 0.2]], 0.9) == pytest.approx(
+        [0.18, nan], nan_ok=True
+    )
+
+
 def test_too_many_points() -> None:
     with pytest.raises(ValueError, match="13 points"):
         dominated_volume(np.zeros((13, 2)))

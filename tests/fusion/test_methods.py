@@ -79,7 +79,7 @@ def test_dare_against_the_formula():
     assert torch.equal(found, again)
     for other in (Fusion("dare", {"drop": 0.3}, 6, ("x", "y")), Fusion("dare", {"drop": 0.3}, 5, ("x", "z"))):
         assert not torch.allclose(found * 2, other.combine("w", taus))
-    assert Context("w").model(1) == "1"
+    assert Context("w").model(1) == "model 1"
 
 
 def test_dare_keeps_the_expectation():

@@ -52,7 +52,7 @@ def test_a_coefficient_of_zero_leaves_a_model_out_of_the_sum(name):
 
 def test_dare_ties_by_hand():
     taus = deltas(3)
-    keep = [bernoulli((6, 10), 0.5, 0, "dare", str(k), "w") for k in range(3)]
+    keep = [bernoulli((6, 10), 0.5, 0, "dare", f"model {k}", "w") for k in range(3)]
     rescaled = [2 * t * k for t, k in zip(taus, keep, strict=True)]
     total = sum(rescaled)
     sign = torch.where(total >= 0, 1.0, -1.0)

@@ -9,6 +9,7 @@ from torch.distributions import RelaxedBernoulli
 from resafe.errors import InputError
 from resafe.masks.concrete import (
     MaskSettings,
+    check_rescale,
     export_mask,
     form_mask,
     logits_key,
@@ -17,6 +18,7 @@ from resafe.masks.concrete import (
     oriented,
     relaxed_draw,
     rescaled,
+    top_of_single,
 )
 from resafe.tensors import uniform
 
@@ -111,6 +113,33 @@ def test_the_norm_is_kept_and_its_gradient_follows():
     assert norm_kept(torch.zeros(3), torch.ones(3)).tolist() == [0, 0, 0]
     mask.requires_grad_()
     assert torch.autograd.gradcheck(lambda m: norm_kept(delta * m, delta), mask)
+
+
+@pytest.mark.parametrize("scaled", [lambda m: rescaled(m, "mean"), lambda m: norm_kept(1e3 * m, torch.full((4,), 1e3))])
+def test_nothing_kept_stays_nothing_with_a_gradient(scaled):
+    mask = torch.zeros(4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(scaled(mask).sum(), mask)
+    assert scaled(mask).tolist() == [0, 0, 0, 0] and bool(gradient.isfinite().all())
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "layer", "head"])
+def test_a_tensor_s_only_value_is_not_rescaled(granularity):
+    for rescale in ("mean", "norm"):
+        with pytest.raises(InputError, match="scaled back to what it was"):
+            check_rescale(MaskSettings(granularity=granularity, rescale=rescale))
+    check_rescale(MaskSettings(granularity=granularity))
+
+
+def test_top_of_tensors_with_one_value_each():
+    logits = {key: torch.full((1, 1), value) for key, value in {"a": 0.1, "b": 2.0, "c": -1.0, "d": 0.5}.items()}
+    sizes = {"a": 20, "b": 50, "c": 20, "d": 10}  # by φ: b 50, d 60, a 80, c 100
+
+    def kept(keep):
+        return "".join(sorted(key for key, mask in top_of_single(logits, sizes, keep).items() if float(mask)))
+
+    assert [kept(keep) for keep in (0.0, 0.2, 0.3, 0.56, 0.65, 0.71, 0.89, 0.9, 1.0)] == [
+        "", "", "b", "bd", "bd", "abd", "abd", "abcd", "abcd",
+    ]  # fmt: skip
 
 
 def test_shapes_and_orientation():

@@ -44,6 +44,11 @@ def test_weight_of_ranks_and_of_unknown_tensors():
         mask.weight("n.lora_A.weight")
 
 
+def test_what_is_no_number_is_no_mask():
+    with pytest.raises(InputError, match="the mask of 'w' holds NaN"):
+        Mask.of({"v": torch.ones(2), "w": torch.tensor([1.0, torch.nan])}, MaskSettings())
+
+
 def edit(**changes):
     def apply(directory):
         path = directory / "safety_mask.json"

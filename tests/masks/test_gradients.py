@@ -44,7 +44,7 @@ def fused(kind, parts):
     if kind == "dare":
         return {
             name: 0.6
-            * sum(part * bernoulli(part.shape, 0.8, 3, "dare", str(k), name) / 0.8 for k, part in enumerate(both))
+            * sum(part * bernoulli(part.shape, 0.8, 3, "dare", f"model {k}", name) / 0.8 for k, part in enumerate(both))
             for name, both in parts.items()
         }
     bounds = []

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
+from resafe.errors import ResafeError
 from resafe.masks import PRESETS, MaskTrainer, TrainSettings, encode_items
 from resafe.masks.engine import EngineSettings
 from resafe.masks.train import learning_rate_at
@@ -55,6 +56,14 @@ def test_objective_by_hand(lab):
     assert float(loss) == pytest.approx(math.log(2) + metrics["nll/task"] / 2 + float(price), rel=1e-5)
     aligned = trainer(lab, replace(SHORT, loss="sigmoid", reference="aligned"))
     assert not torch.allclose(aligned.reference(), made.reference(), atol=1e-3)
+
+
+def test_a_loss_that_is_no_number_stops_the_training(lab):
+    made = trainer(lab)
+    with torch.no_grad():
+        next(iter(made.logits.values.values())).fill_(math.nan)
+    with pytest.raises(ResafeError, match="the loss is nan at step 3"):
+        made.step(2)
 
 
 def test_gradients_are_clipped(lab):

@@ -10,7 +10,7 @@ import torch
 from resafe.checkpoints import open_checkpoint
 from resafe.deltas import task_vector
 from resafe.engine import Input, Request, build_plan, execute
-from resafe.errors import InputError
+from resafe.errors import InputError, ResafeError
 from resafe.fusion import Fusion
 from resafe.masks import Mask, MaskSettings
 from resafe.masks.modules import MaskedWeight
@@ -142,6 +142,22 @@ def test_a_path_of_scaled_entries_takes_its_scores_there(lab):
     assert torch.equal(weak, _removed(of, gone, 0.02)) and not torch.equal(strong, _removed(of, gone, 0.1))
 
 
+def test_a_share_off_the_selector_s_grid_goes_on_from_the_one_below(lab):
+    of = learnable(lab)
+    settings = {"examples": 2, "answer_tokens": None}
+    wide = family("selector", of, shares=[0.02, 0.1, 0.2], **settings)
+    narrow = family("selector", of, shares=[0.02, 0.2], **settings)
+    assert torch.equal(_removed(of, narrow, 0.1), _removed(of, wide, 0.1))
+    assert not torch.equal(_removed(of, narrow, 0.1), _removed(of, narrow, 0.2))
+    with pytest.raises(InputError, match="1.5 is no share"):
+        narrow.at(1.5)
+
+
+def test_a_score_that_is_no_number_removes_nothing():
+    with pytest.raises(ResafeError, match="'a' hold NaN"):
+        removal_mask({"a": torch.tensor([1.0, torch.nan, 2.0]), "b": torch.ones(2)}, 0.25)
+
+
 def test_removal_mask_fills_up_what_is_removed_already():
     scores = {"a": torch.tensor([5.0, 4.0, -1.0, 3.0]), "b": torch.tensor([1.0, 2.0])}
     before = {"a": torch.tensor([1.0, 1.0, 0.0, 1.0]), "b": torch.ones(2)}
@@ -160,7 +176,7 @@ def test_items_are_turned_side_by_side(lab):
     "settings",
     [
         {"steps": 3, "batch_size": 5},
-        {"steps": 3, "batch_size": 5, "warm_share": 0, "granularity": "rank", "export": "top_k", "keep": 0.5},
+        {"steps": 3, "batch_size": 5, "warm_share": 0, "granularity": "rank", "export": "top_k", "rescale": "norm"},
         {"preset": "paper", "steps": 3, "batch_size": 2},
         {"steps": 3, "batch_size": 5, "granularity": "layer", "task_divergence": 1.0},
         {
@@ -168,7 +184,6 @@ def test_items_are_turned_side_by_side(lab):
             "steps": 3,
             "batch_size": 5,
             "granularity": "head",
-            "rescale": "norm",
             "loss": "robust",
             "label_smoothing": 0.1,
         },
@@ -190,7 +205,7 @@ def test_somf_writes_an_adapter(lab, tmp_path, settings):
             assert len({float(value) for name, value in found.mask.values.items() if f".layers.{layer}." in name}) == 1
     if settings.get("granularity") == "head":
         assert found.mask.settings.head_size == 8
-    assert len(found.strengths) == (1 if "preset" in settings or "rescale" in settings else 3)
+    assert len(found.strengths) == (1 if "rescale" in settings or settings.get("preset") == "paper" else 3)
     found.mask.save(tmp_path / "mask")
     read = family("somf", problem(lab), mask=tmp_path / "mask")
     for name in of.names:

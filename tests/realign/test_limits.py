@@ -221,6 +221,15 @@ def test_warm_starts_from_cheap_scores(lab, kind, tmp_path):
         assert float(flat[low].max()) <= float(flat[~low].min()) and float(flat[low].max()) < 0
 
 
+def test_what_did_not_change_is_not_removed_for_its_magnitude(lab):
+    of = learnable(lab, tuned=("full2",), aligned="base")
+    found = family("somf", of, steps=0, warm_share=0.1, warm_scores="magnitude")
+    low = {key: value < 0.5 for key, value in found.mask.values.items()}
+    changed = {key: of.vectors[0].delta(key) != 0 for key in low}
+    assert sum(int(value.sum()) for value in low.values()) > 100
+    assert not any(bool((low[key] & ~changed[key]).any()) for key in low)
+
+
 def test_coarse_magnitudes_are_means(lab):
     found = family("somf", learnable(lab), steps=0, warm_share=0.25, warm_scores="magnitude", granularity="tensor")
     of = learnable(lab)

@@ -52,6 +52,8 @@ def test_random_mask(lab):
     check(of, family("random_mask", of, rescale=True).at(0.3), lambda n, a, d: a + kept(n, a) / 0.7 * d[0])
     with pytest.raises(InputError, match="nothing to rescale"):
         family("random_mask", of, rescale=True, removed=[1.0])
+    with pytest.raises(InputError, match="nothing to rescale"):
+        family("random_mask", of, rescale=True).at(1.0)
 
 
 def test_dare_draws_each_model_apart_and_fuses(lab):
@@ -61,6 +63,18 @@ def test_dare_draws_each_model_apart_and_fuses(lab):
         return bernoulli(tuple(like.shape), 0.5, 4, "dare", str(k), name) / 0.5
 
     check(of, family("dare", of).at(0.5), lambda n, a, d: a + sum(kept(k, n, a) * d[k] for k in range(2)) / 2)
+
+
+def test_dare_drops_apart_from_what_its_fusion_drops(lab):
+    """Both keep .7 of the entries: drawn apart .49 are left, and the mean is the task vector."""
+    of = problem(lab, fusion=Fusion("dare", {"drop": 0.3}, seed=4))
+    found = family("dare", of).at(0.3)
+    left, entries = 0, 0
+    for name in of.names:
+        delta = of.vectors[0].delta(name)
+        left += int((found(name) != of.vectors[0].aligned(name)).sum())
+        entries += int((delta != 0).sum())
+    assert left / entries == pytest.approx(0.49, abs=0.05)
 
 
 def test_ties_trims_after_the_mask(lab):
@@ -98,6 +112,8 @@ def test_a_rescaled_mask_has_one_member(lab):
     mask = Mask.of(values(of), MaskSettings(rescale="mean"))
     found = mask_family(of, mask, (0.5, 1.0))
     assert found.strengths == (1.0,)
+    with pytest.raises(InputError, match=r"strength 0\.5 of a mask that is divided by its mean"):
+        found.at(0.5)
     check(of, found.at(1.0), lambda n, a, d: a + mask.values[n] / mask.values[n].mean() * d[0])
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
+import torch
 
+from resafe.masks import Mask, MaskSettings
+from resafe.recipe.realign_stages import _kept
 from resafe.recipe.select import ChoiceRule, Measured, choose, judge, unmeasured
+from resafe.recipe.stage import Stage
 
 ALIGNED, TUNED = Measured(0.9, 0.1, 0.2), Measured(0.1, 0.0, 0.7)
 
@@ -46,8 +51,14 @@ def test_neither_ratio_pays_for_the_other() -> None:
     assert judge(1.0, Measured(1.0, 0.0, 0.3), ALIGNED, TUNED).score == pytest.approx(0.2)
 
 
-def test_nothing_lost_gives_no_recovery() -> None:
-    assert judge(1.0, Measured(0.5, 0.0, 0.5), TUNED, TUNED).recovery == 0.0
+def test_where_nothing_was_lost_only_a_loss_counts() -> None:
+    aligned, tuned = Measured(0.5, 0.1, 0.3), Measured(0.55, 0.0, 0.3)  # tuned a little safer, its task no better
+    figures = {0.5: (0.6, 0.3), 1.0: (0.8, 0.35), 1.5: (0.4, 0.2)}
+    found = {s: judge(s, Measured(safe, 0.0, task), aligned, tuned) for s, (safe, task) in figures.items()}
+    assert [candidate.recovery for candidate in found.values()] == pytest.approx([1.0, 1.0, 0.9])  # .4 is .1 below .5
+    assert [candidate.retention for candidate in found.values()] == pytest.approx([1.0, 1.0, 0.9])
+    assert choose(list(found.values())).strength == 0.5
+    assert judge(1.0, Measured(0.1, 0.0, 0.7), TUNED, TUNED).recovery == 1.0
 
 
 def test_of_equals_the_weakest_is_taken() -> None:
@@ -70,3 +81,15 @@ def test_what_the_questions_cannot_tell_apart_goes_to_the_weaker() -> None:
     assert choose([stronger, weaker]).strength == 0.9
     clearly = judge(1.1, Measured(0.86, 0.0, 0.7), ALIGNED, TUNED)
     assert choose([weaker, stronger, clearly]).strength == 1.1
+
+
+def test_the_kept_share_counts_entries(tmp_path) -> None:
+    """Tensors of 6 and 2 entries, kept by 1 and .5 at strength 1: 7 of 8; at strength .5 by 1 and .75."""
+    values = {"large": torch.ones(1, 1), "small": torch.full((1, 1), 0.5)}
+    mask = Mask.of(values, MaskSettings(granularity="tensor"))
+    mask.save(tmp_path / "mask")
+    shapes, half = {"large": (2, 3), "small": (2, 1)}, round(0.5 * 255) / 255
+    for strength, small in ((1.0, half), (0.5, 1 - 0.5 * (1 - half))):
+        (tmp_path / "selection.json").write_text(json.dumps({"strength": strength}))
+        stage = Stage("half", "x", tmp_path)
+        assert _kept(stage, shapes) == pytest.approx((6 + 2 * small) / 8)

@@ -49,15 +49,18 @@ def dominated_volume(points: ArrayLike) -> NDArray[np.float64]:
     (Zitzler & Thiele 1998 define it; the sum has 2^k terms, so k is a handful: a method's strengths).
 
     Args:
-        points: Shape (..., k, d): k points in d coordinates, all to be maximised; negative ones count as 0.
+        points: Shape (..., k, d): k points in d coordinates, all to be maximised; negative ones count as 0. A point
+            with NaN adds nothing.
 
     Returns:
-        Volumes, shape (...).
+        Volumes, shape (...); NaN where all points have NaN.
 
     Raises:
         ValueError: There are more than 12 points.
     """
-    array = np.clip(np.asarray(points, dtype=np.float64), 0.0, None)
+    array = np.asarray(points, dtype=np.float64)
+    missing = np.asarray(np.isnan(array).any(axis=-1))[..., None]
+    array = np.clip(np.where(missing & ~missing.all(axis=-2, keepdims=True), 0.0, array), 0.0, None)
     k = array.shape[-2]
     if k > 12:
         raise ValueError(f"{k} points have {2**k - 1} intersections; give at most 12")
@@ -73,7 +76,7 @@ def crossing(gains: ArrayLike, costs: ArrayLike, level: float) -> NDArray[np.flo
     """What it costs along each frontier to gain `level` for the first time; NaN where it never does.
 
     Along straight lines from (0, 0), which is to change nothing, through the points in their order: mixtures of two
-    neighbours.
+    neighbours. A point with NaN is left out.
 
     Args:
         gains: Gain of each point, shape (r, n).
@@ -88,6 +91,8 @@ def crossing(gains: ArrayLike, costs: ArrayLike, level: float) -> NDArray[np.flo
     found = np.full(len(reached[0][0]), np.nan)
     gained, cost = np.zeros_like(found), np.zeros_like(found)
     for further, more in reached:
+        known = ~np.isnan(further) & ~np.isnan(more)
+        further, more = np.where(known, further, gained), np.where(known, more, cost)
         here = np.isnan(found) & (gained < level) & (further >= level)
         part = (level - gained) / np.where(here, further - gained, 1.0)
         found = np.where(here, cost + part * (more - cost), found)

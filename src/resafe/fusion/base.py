@@ -42,8 +42,8 @@ class Context:
     companion: Any = None
 
     def model(self, index: int) -> str:
-        """A name for the k-th task vector."""
-        return self.models[index] if self.models else str(index)
+        """A name for the k-th task vector; no number alone, by which `realign`'s method DARE keys its own draws."""
+        return self.models[index] if self.models else f"model {index}"
 
     def weighted(self, count: int, scale: float = 1.0) -> list[float]:
         """The coefficients of `count` models, times `scale`."""

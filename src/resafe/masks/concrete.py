@@ -6,6 +6,7 @@ Source: Maddison, Mnih, Teh, arXiv 1611.00712 (the relaxation); SOMF, arXiv 2405
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -193,8 +194,11 @@ def form_mask(logits: Tensor, settings: MaskSettings, seed: int, key: str, step:
 
 
 def rescaled(mask: Tensor, rescale: Rescale) -> Tensor:
-    """The mask m / mean(m) for "mean" (gradient through the mean), else m; for "norm" see `norm_kept`."""
-    return mask / mask.mean() if rescale == "mean" else mask
+    """The mask m / mean(m) for "mean" (gradient through the mean), else m; for "norm" see `norm_kept`.
+
+    A mask of zeros stays one: nothing that is left could be scaled up.
+    """
+    return mask / _nonzero(mask.mean()) if rescale == "mean" else mask
 
 
 def norm_kept(masked: Tensor, delta: Tensor) -> Tensor:
@@ -204,9 +208,22 @@ def norm_kept(masked: Tensor, delta: Tensor) -> Tensor:
         masked: m ⊙ τ.
         delta: τ, same shape.
     """
-    norm: Tensor = torch.linalg.vector_norm(masked)
-    scale: Tensor = torch.linalg.vector_norm(delta) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+    scale: Tensor = torch.linalg.vector_norm(delta) / _nonzero(torch.linalg.vector_norm(masked))
     return masked * scale
+
+
+def _nonzero(divisor: Tensor) -> Tensor:
+    return torch.where(divisor > 0, divisor, 1.0)
+
+
+def check_rescale(settings: MaskSettings) -> None:
+    """Raises an `InputError` where one value covers a whole tensor, which rescaling would always make 1."""
+    if settings.rescale != "none" and settings.granularity in ("tensor", "layer", "head"):
+        raise InputError(
+            f"rescale {settings.rescale!r} with granularity {settings.granularity!r}: a tensor with one value would be "
+            "scaled back to what it was",
+            "set rescale: none, or use entry, row, column or rank",
+        )
 
 
 def scaled_mask(mask: Tensor, strength: float) -> Tensor:
@@ -230,7 +247,7 @@ def export_mask(
         logits: φ.
         settings: The mask's settings (temperature of the published draw).
         export: How to turn logits into a mask.
-        keep: Keep rate of "top_k".
+        keep: Keep rate of "top_k", within these logits (for tensors with one value each, see `top_of_single`).
         seed: Seed of "sample".
         key: Name that keys the draws.
         step: Last training step, for "last_draw".
@@ -246,3 +263,21 @@ def export_mask(
         return form_mask(logits, replace(settings, sampling="relaxed"), seed, key, step)
     noise = uniform(tuple(logits.shape), seed, "export", key, device=logits.device)
     return (relaxed_draw(logits, noise, settings.temperature) > 0.5).to(torch.float32)
+
+
+def top_of_single(logits: Mapping[str, Tensor], sizes: Mapping[str, int], keep: float) -> dict[str, Tensor]:
+    """The "top_k" of keys with one value: of all of them together the highest, up to that share of their entries.
+
+    Args:
+        logits: Key → φ, one value each.
+        sizes: Key → number of entries of the task vector behind it.
+        keep: Share of all these entries to keep; the kept share is the nearest that whole keys give.
+
+    Returns:
+        Key → 0 or 1, float32, shape of its logits.
+    """
+    before, total, masks = 0, sum(sizes[key] for key in logits), dict[str, Tensor]()
+    for key in sorted(logits, key=lambda key: (-float(logits[key]), key)):
+        masks[key] = torch.full_like(logits[key], float(before + sizes[key] / 2 <= keep * total), dtype=torch.float32)
+        before += sizes[key]
+    return masks

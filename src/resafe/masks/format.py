@@ -44,7 +44,14 @@ class Mask:
 
     @classmethod
     def of(cls, values: dict[str, Tensor], settings: MaskSettings, provenance: dict[str, Any] | None = None) -> Mask:
-        """A mask from raw values in [0, 1]; soft values are rounded to multiples of 1/255."""
+        """A mask from raw values in [0, 1]; soft values are rounded to multiples of 1/255.
+
+        Raises:
+            InputError: A value is not a number.
+        """
+        for key, value in values.items():
+            if not bool(value.isfinite().all()):
+                raise InputError(f"the mask of '{key}' holds NaN", "train it again with a lower learning rate")
         rounded = {
             key: torch.round(value.detach().float().cpu().clamp(0, 1) * 255) / 255 for key, value in values.items()
         }
@@ -67,7 +74,7 @@ class Mask:
 
     @property
     def keep_rate(self) -> float:
-        """Mean of the mask over all its entries, before rescaling."""
+        """Mean of the mask over all its values (one an entry, row, rank, …), before rescaling."""
         total = sum(float(value.double().sum()) for value in self.values.values())
         return total / max(1, sum(value.numel() for value in self.values.values()))
 

@@ -132,7 +132,7 @@ class StoredMask:
             owners = torch.arange(start, stop) // max(1, math.prod(shape[1:-1]))
             value = self._values(key, 0, count)[owners][:, None]
         if (rescale or self.settings.rescale) == "mean":
-            return value / self._mean(key)
+            return value / (self._mean(key) or 1.0)  # of a mask of zeros nothing is scaled up
         if strength is None or (rescale or self.settings.rescale) == "norm":
             return value
         return scaled_mask(value, strength)

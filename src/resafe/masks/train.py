@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resafe.errors import InputError
+from resafe.errors import InputError, ResafeError
 from resafe.masks.batches import Batches, Item
 from resafe.masks.budget import LayerBudget, budget_of, hold_budget
 from resafe.masks.engine import EngineSettings, make_optimizer, step_alone
@@ -265,7 +265,13 @@ class MaskTrainer:
                 torch.nn.utils.clip_grad_norm_(self.logits.parameters(), self.settings.max_norm)
             self.optimizer.step()  # what has been stepped in the backward pass has no gradient now
         self._hold_budget()
-        return {"loss": float(loss.detach()), **metrics}
+        found = float(loss.detach())
+        if not math.isfinite(found):
+            raise ResafeError(
+                f"the loss is {found} at step {step + 1}",
+                "lower learning_rate, or set max_norm; dtype: float32 helps, too",
+            )
+        return {"loss": found, **metrics}
 
     @contextmanager
     def _rounding(self, step: int) -> Iterator[None]:

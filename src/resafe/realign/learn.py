@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from resafe.errors import InputError
 from resafe.masks import Mask, MaskLogits, MaskSettings, MaskTrainer, TrainSettings, export_mask
 from resafe.masks.batches import Item
 from resafe.masks.budget import KEPT
-from resafe.masks.concrete import Export
+from resafe.masks.concrete import Export, check_rescale, top_of_single
 from resafe.masks.engine import EngineSettings, checkpoint_layers
 from resafe.masks.logits import whole
 from resafe.masks.processes import ALONE, Processes, launched, shard
@@ -59,8 +60,10 @@ def train_mask(
     """Trains one mask for a problem, or one for each of its task vectors, and exports it.
 
     Raises:
-        InputError: No model or no safety pairs were given, or the task vectors do not fit the model.
+        InputError: No model or no safety pairs were given, the task vectors do not fit the model, or the mask is
+            rescaled to no effect.
     """
+    check_rescale(settings)
     items, pad_id = encoded_items(problem, answer_tokens)
     settings = with_head_size(settings, problem)
     processes, running, limits = launched(), engine or EngineSettings(), limits or Limits()
@@ -87,11 +90,7 @@ def train_mask(
         processes=processes, references=_references(problem), models=models_digest(problem),
     )  # fmt: skip
     metrics = trainer.run()
-    last = max(0, training.steps - 1)
-    values = {
-        key: export_mask(whole(value), settings, export, keep=keep, seed=training.seed, key=key, step=last)
-        for key, value in logits.values.items()
-    }
+    values = _exported(logits, settings, training, export, keep)
     if limits.conflict_only:  # whatever the export, which may remove a share of everything
         fixed = {key: whole(value.detach()).float() >= KEPT for key, value in logits.values.items()}
         values = {key: torch.where(fixed[key].to(value.device), 1.0, value) for key, value in values.items()}
@@ -102,6 +101,24 @@ def train_mask(
         values = orthogonal_removal(values, gradient)
         facts["orthogonal"] = True
     return logits.masks_of(values, settings, facts | checkpoint_digests(problem))
+
+
+def _exported(
+    logits: MaskLogits, settings: MaskSettings, training: TrainSettings, export: Export, keep: float
+) -> dict[str, Tensor]:
+    last, values = max(0, training.steps - 1), {key: whole(value) for key, value in logits.values.items()}
+    masks = {
+        key: export_mask(value, settings, export, keep=keep, seed=training.seed, key=key, step=last)
+        for key, value in values.items()
+    }
+    single = {key: value.detach().float() for key, value in values.items() if value.numel() == 1}
+    if export == "top_k" and single:  # of one value alone there is no share to keep
+        sizes = dict.fromkeys(single, 0)
+        for name, shape in logits.shapes.items():
+            for key in {logits.key(name, task) for task in range(logits.tasks)} & set(single):
+                sizes[key] += math.prod(shape)
+        masks |= top_of_single(single, sizes, keep)
+    return masks
 
 
 def task_gradient(

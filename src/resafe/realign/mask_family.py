@@ -44,6 +44,11 @@ def mask_family(
             raise InputError("the masks are rescaled in different ways", "use masks that were learnt together")
 
     def at(strength: float) -> Realigned:
+        if rescale != "none" and strength != 1.0:
+            raise InputError(
+                f"strength {strength:g} of a mask that is divided by its mean, or keeps norms, which has none",
+                "leave the strength at 1, or train with rescale: none",
+            )
         weights = [_weight(problem, one, strength, shuffle) for one in masks]
         return problem.masked(*weights, keep_norm=rescale == "norm")
 

@@ -23,10 +23,17 @@ def random_mask(
     Raises:
         InputError: Everything is removed and the rest, which is nothing, is to be rescaled.
     """
-    if rescale and any(share >= 1 for share in removed):
-        raise InputError("random_mask: a removed share of 1 leaves nothing to rescale", "give shares below 1")
+
+    def check(share: float) -> None:
+        if rescale and share >= 1:
+            raise InputError("random_mask: a removed share of 1 leaves nothing to rescale", "give shares below 1")
+
+    for share in removed:
+        check(share)
 
     def at(share: float) -> Realigned:
+        check(share)
+
         def weight(name: str) -> Tensor:
             mask = bernoulli(problem.vectors[0].shape(name), 1.0 - share, problem.seed, "random mask", name)
             return mask / (1.0 - share) if rescale else mask

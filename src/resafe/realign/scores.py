@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from resafe.deltas import origins
-from resafe.errors import InputError
+from resafe.errors import InputError, ResafeError
 from resafe.fusion import Fusion
 from resafe.masks import MaskLogits, MaskSettings, encode_items, install_masks
 from resafe.masks.batches import Item
@@ -243,7 +243,12 @@ def removal_mask(
         scores: Key → score.
         share: Share of all entries, 0 to 1.
         removed: A mask whose zeros stay removed and count for the share; the rest is filled up by score.
+
+    Raises:
+        ResafeError: A score is not a number.
     """
+    if wrong := [key for key, score in scores.items() if bool(score.isnan().any())]:
+        raise ResafeError(f"the removal scores of '{wrong[0]}' hold NaN", "compute them in float32: dtype: float32")
     if removed is not None:
         scores = {key: torch.where(removed[key] > 0, score, torch.inf) for key, score in scores.items()}
     flat = torch.cat([score.flatten() for score in scores.values()])

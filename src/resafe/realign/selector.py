@@ -65,7 +65,7 @@ def selector(
         scale: What is left of the entries that are picked: 0 removes them, 0.5 halves them.
 
     Raises:
-        InputError: `scale` is not from 0 to below 1, or a safety vector is given and not used.
+        InputError: `scale` is not from 0 to below 1, a share is none, or a safety vector is given and not used.
     """
     if not 0 <= scale < 1:
         raise InputError(f"scale = {scale:g} is no part that is left", "give a number from 0 (removed) to below 1")
@@ -83,12 +83,18 @@ def selector(
     elif base or unaligned:
         raise InputError("base and unaligned are used by conflict_only", "set conflict_only, or leave them out")
     masks: dict[float, dict[str, Tensor]] = {}
-    mask = {key: torch.ones_like(value) for key, value in logits.values.items()}
     scores: dict[str, Tensor] = {}
-    for number, share in enumerate(grid):
+
+    def cut(share: float) -> None:
+        """Adds the mask of a share, which goes on from that of the greatest share below it."""
+        nonlocal scores
+        if not 0 <= share <= 1:
+            raise InputError(f"selector: {share:g} is no share of the entries", "give shares from 0 to 1")
+        below = sorted(other for other in masks if other < share)
+        mask = masks[below[-1]] if below else {key: torch.ones_like(value) for key, value in logits.values.items()}
         if path or not scores:
             logits.start_from(settings, _scaled(mask, scale))
-            few = turned(items, number * examples)
+            few = turned(items, len(below) * examples)
             scores = removal_scores(
                 model, logits, few, examples, pad_id, problem.progress, fisher=fisher, orthogonal=orthogonal
             )
@@ -99,9 +105,14 @@ def selector(
         if layer_budget is not None:  # what is gone already takes its part of the room
             gone = {key: torch.where(mask[key] > 0, score, torch.inf) for key, score in scores.items()}
             scores = within_budget(gone, layer_budget)
-        mask = masks[share] = removal_mask(scores, share, mask)
+        masks[share] = removal_mask(scores, share, mask)
+
+    for share in grid:
+        cut(share)
 
     def at(share: float) -> Realigned:
+        if share not in masks:
+            cut(share)
         plain = replace(settings, sampling="deterministic", initial=0.0)
         return mask_family(problem, logits.masks_of(_scaled(masks[share], scale), plain), (1.0,)).at(1.0)
 

@@ -81,7 +81,10 @@ def warm_scores(
 
 
 def magnitudes(logits: MaskLogits, problem: Problem) -> dict[str, Tensor]:
-    """Max − mean |τ| of what shares a logit, positive: highest where the task vectors changed least."""
+    """Max − mean |τ| of what shares a logit, positive: highest where the task vectors changed least.
+
+    Zero where they changed nothing, so that nothing is spent on the removal of what is not there.
+    """
     sums: dict[str, Tensor] = {}
     counts: dict[str, Tensor] = {}
     for task, vector in enumerate(problem.vectors):
@@ -94,7 +97,8 @@ def magnitudes(logits: MaskLogits, problem: Problem) -> dict[str, Tensor]:
                 found[key] = found[key] + part if key in found else part
     means = {key: sums[key] / counts[key] for key in sums}
     highest = max(float(mean.max()) for mean in means.values())
-    return {key: highest - mean + torch.finfo(torch.float32).tiny for key, mean in means.items()}
+    tiny = torch.finfo(torch.float32).tiny
+    return {key: torch.where(mean > 0, highest - mean + tiny, 0.0) for key, mean in means.items()}
 
 
 def _stored(

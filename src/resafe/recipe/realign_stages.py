@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -154,21 +156,27 @@ def _family(part: RealignPart, problem: Problem, other: Stage | None) -> Family:
     method = REALIGN.get(part.method)
     settings = dict(part.settings)
     if other is not None and part.keep_rate_of:
-        settings["removed"] = [1.0 - _kept(other)]
+        settings["removed"] = [1.0 - _kept(other, {name: problem.vectors[0].shape(name) for name in problem.names})]
     if other is not None and part.mask_of:
         settings["mask"] = str(other.path / "mask")
     family: Family = method.function(problem, **method.check(settings))
     return family
 
 
-def _kept(stage: Stage) -> float:
-    """The mean of a stage's mask at the strength that was chosen for it."""
-    from resafe.masks.concrete import scaled_mask
+def _kept(stage: Stage, shapes: Mapping[str, tuple[int, ...]]) -> float:
+    """The share of the task vectors' entries that a stage's mask keeps at the strength that was chosen for it."""
+    from resafe.masks.concrete import logits_key, scaled_mask
 
-    masks = load_masks(stage.path / "mask")
-    strength = float(read_json(stage.path / "selection.json")["strength"])
-    values = [scaled_mask(value, strength) for mask in masks for value in mask.values.values()]
-    return sum(float(value.sum()) for value in values) / sum(value.numel() for value in values)
+    strength, kept, total = float(read_json(stage.path / "selection.json")["strength"]), 0.0, 0
+    for mask in load_masks(stage.path / "mask"):
+        entries: dict[str, int] = {}
+        for name, shape in shapes.items():
+            key = logits_key(name, mask.settings.granularity)
+            entries[key] = entries.get(key, 0) + math.prod(shape)
+        for key, value in mask.values.items():
+            kept += float(scaled_mask(value, strength).sum()) * (entries[key] / value.numel())
+            total += entries[key]
+    return kept / total
 
 
 def _write(out: Path, problem: Problem, family: Family, strength: float, tuned: Checkpoint, name: str) -> Path:

@@ -78,5 +78,9 @@ def choose(candidates: Sequence[Candidate], rule: ChoiceRule | None = None) -> C
 
 
 def _ratio(part: float, whole: float) -> float:
-    """`part / whole`; 0 where there was nothing to lose, so that the rule then looks at the other ratio's sign only."""
-    return part / whole if abs(whole) > 1e-9 else 0.0
+    """`part / whole`; where nothing was lost, 1 less what has been lost since.
+
+    Tuning may leave a model as safe as it was, or safer, and a task may be one that it does not improve. A ratio would
+    then reward what goes away from both models.
+    """
+    return part / whole if whole > 1e-9 else 1.0 + min(0.0, part - whole)
