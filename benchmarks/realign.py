@@ -2,6 +2,7 @@
 
     python benchmarks/realign.py --data-dir DIR                       rows and seeds that are missing, then the page
     python benchmarks/realign.py --data-dir DIR --rows a10 --seeds 0
+    python benchmarks/realign.py --data-dir DIR --rows a10 --seeds 1 --entries rank,row     some ways back alone
     python benchmarks/realign.py --report                             the page alone, from what is there
 
 A row is a task and a share of harmful examples; each row and seed is a run of a recipe. What was scored is kept in
@@ -23,10 +24,10 @@ from realign_page import report
 from realign_rows import KEPT, REFERS, ROWS, condense, entry_digests, joined, missing, read_kept, row_digest, written
 
 
-def run(row: str, seed: int, data_dir: Path, out: Path) -> None:
-    """Runs what is missing of one row and seed in a process of its own and keeps its scores."""
+def run(row: str, seed: int, names: set[str], data_dir: Path, out: Path) -> None:
+    """Runs entries of the recipe for one row and seed in a process of its own and keeps their scores."""
     root = out / f"seed-{seed}"  # rows of a seed share the aligned model
-    recipe, names, kept = dict(written()), set(missing(row, seed)), read_kept(row, seed)
+    recipe, kept = dict(written()), read_kept(row, seed)
     for name, entry in reversed(recipe["realign"].items()):  # an entry that uses another's mask stands after it
         names |= {entry[key] for key in REFERS if key in entry} if name in names else set()
     recipe["realign"] = {name: entry for name, entry in recipe["realign"].items() if name in names}
@@ -51,19 +52,25 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--rows", default="a10,b10,a20")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--entries", help="only these of the recipe's entries, with those that they refer to")
     parser.add_argument("--out", type=Path, default=Path("runs/realign"))
     parser.add_argument("--report", action="store_true", help="write the page from what is there")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     if unknown := set(given.rows.split(",")) - set(ROWS):
         parser.error(f"no row {', '.join(sorted(unknown))}; rows: {', '.join(ROWS)}")
+    if unknown := set((given.entries or "").split(",")) - {""} - set(written()["realign"]):
+        parser.error(f"no entry {', '.join(sorted(unknown))}; entries: {', '.join(written()['realign'])}")
     if not given.report:
         if given.data_dir is None:
             parser.error("--data-dir is needed: the directory with the files of public sets")
         for seed in map(int, given.seeds.split(",")):
             for row in given.rows.split(","):
-                if missing(row, seed):
-                    run(row, seed, given.data_dir, given.out)
+                wanted = set(missing(row, seed))
+                if given.entries is not None:
+                    wanted &= set(given.entries.split(","))
+                if wanted:
+                    run(row, seed, wanted, given.data_dir, given.out)
     summary = report()
     if given.json:
         print(json.dumps(summary))
