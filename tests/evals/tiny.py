@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 WORDS = [f"w{i}" for i in range(90)]
 SPECIAL = ["<unk>", "<pad>", "<eos>", "<end>", "<system>", "<user>", "<bot>"]
@@ -51,6 +51,17 @@ def tiny_model(seed: int = 0, **changes: Any) -> Any:
         "pad_token_id": 1,
     }
     return LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).eval()
+
+
+def windowed(window: int | None, like: Any = None) -> Any:
+    """A Mistral with the weights of a Llama (by default a tiny one), whose attention reaches back over a window."""
+    llama = like or tiny_model(initializer_range=0.2)
+    settings = {
+        key: value for key, value in llama.config.to_dict().items() if key not in ("model_type", "architectures")
+    }
+    model = MistralForCausalLM(MistralConfig(**settings, sliding_window=window)).eval()
+    model.load_state_dict(llama.state_dict())
+    return model
 
 
 def ragged_prompts(count: int) -> list[str]:

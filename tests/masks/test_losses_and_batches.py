@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from resafe.errors import InputError
 from resafe.masks import Encoded, TrainSettings, answer_log_probabilities, encode_items, preference_loss
 from resafe.masks.batches import Batches, Item
 from resafe.masks.losses import length_groups, token_divergence
-from resafe.masks.pairs import pair_log_probabilities, shares_prompts
-from tests.evals.tiny import tiny_model, tiny_tokenizer
+from resafe.masks.pairs import attention_window, pair_log_probabilities, shares_prompts
+from tests.evals.tiny import tiny_model, tiny_tokenizer, windowed
 from tests.tiny import KEEP, PAIRS
 
 
@@ -49,7 +50,7 @@ def test_a_shared_prompt_changes_nothing_but_the_cost(pass_cost):
     wanted, _ = answer_log_probabilities(model, [answer for pair in PAIRED for answer in pair], 1)
     found = pair_log_probabilities(model, PAIRED, 1, pass_cost)
     torch.testing.assert_close(found.flatten(), wanted, rtol=1e-5, atol=1e-5)
-    assert shares_prompts(model, PAIRED[0], 1)
+    assert shares_prompts(model, PAIRED, 1)
     model.zero_grad()
     found.sum().backward()
     gradient = model.model.layers[0].mlp.up_proj.weight.grad.clone()
@@ -63,7 +64,39 @@ def test_a_model_with_state_along_the_sequence_does_not_share_prompts():
 
     torch.manual_seed(0)
     model = MambaForCausalLM(MambaConfig(vocab_size=97, hidden_size=16, num_hidden_layers=1, state_size=4)).eval()
-    assert not shares_prompts(model, PAIRED[0], 1)
+    assert not shares_prompts(model, PAIRED, 1)
+
+
+def test_a_window_shorter_than_the_longest_pair_keeps_prompts_apart(monkeypatch):
+    """Pairs of 8, 8 and 24 tokens: a mask of whole positions takes the window's place, which only the last shows."""
+    wanted = answer_log_probabilities(windowed(16), list(PAIRED[2]), 1)[0]
+    assert float((pair_log_probabilities(windowed(16), PAIRED[2:], 1)[0] - wanted).abs().max()) > 0.1
+    assert shares_prompts(windowed(16), PAIRED[:2], 1) and not shares_prompts(windowed(16), PAIRED, 1)
+    assert shares_prompts(windowed(24), PAIRED, 1) and not shares_prompts(windowed(23), PAIRED, 1)
+    torch.testing.assert_close(
+        pair_log_probabilities(windowed(24), PAIRED, 1).flatten(),
+        answer_log_probabilities(windowed(24), [answer for pair in PAIRED for answer in pair], 1)[0],
+        rtol=1e-5, atol=1e-5,
+    )  # fmt: skip
+    monkeypatch.setattr("resafe.masks.pairs.attention_window", lambda config: None)
+    assert not shares_prompts(windowed(16), PAIRED, 1)  # the longest pair tells where no configuration does
+
+
+def test_windows_of_configurations():
+    from transformers import Gemma3Config, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
+
+    assert attention_window(LlamaConfig()) is attention_window(GPT2Config()) is attention_window(None) is None
+    assert attention_window(MistralConfig(sliding_window=12)) == 12
+    assert attention_window(MistralConfig(sliding_window=None)) is None
+    assert attention_window(Qwen2Config(sliding_window=12)) is None
+    used = {"use_sliding_window": True, "sliding_window": 12, "num_hidden_layers": 2}
+    assert attention_window(Qwen2Config(**used, max_window_layers=1)) == 12
+    assert attention_window(Qwen2Config(**used, max_window_layers=2)) is None  # of no layer
+    inner = {"sliding_window": 12, "num_hidden_layers": 2}
+    assert attention_window(Gemma3Config(text_config=inner)) == 12
+    chunks = SimpleNamespace(attention_chunk_size=9, layer_types=["chunked_attention", "full_attention"])
+    assert attention_window(chunks) == 9
+    assert attention_window(SimpleNamespace(attention_chunk_size=9, layer_types=["full_attention"])) is None
 
 
 def test_groups_of_a_batch_change_nothing_but_the_cost():

@@ -7,13 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
+from resafe.data.items import Pair
 from resafe.fusion import Fusion
-from resafe.masks import MaskTrainer, answer_log_probabilities
+from resafe.masks import MaskTrainer, answer_log_probabilities, encode_items
 from resafe.masks import reference as reference_module
 from resafe.masks.engine import EngineSettings
-from tests.masks.test_modules import masked
+from resafe.masks.pairs import shares_prompts
+from tests.evals.tiny import tiny_tokenizer, windowed
+from tests.masks.test_modules import masked, with_factors
 from tests.masks.test_train import ITEMS, SHORT, trainer
 from tests.realign.test_learned import family, learnable
+from tests.tiny import KEEP, PAIRS
 
 DPO = replace(SHORT, loss="sigmoid")
 
@@ -77,6 +81,29 @@ def test_what_it_depends_on_has_it_computed_anew(lab, tmp_path, computed, other)
     assert len(computed) == 2
     trainer(lab, DPO, work=tmp_path).reference()  # both are kept
     assert len(computed) == 2 and len(list(tmp_path.glob("reference-*.safetensors"))) == 2
+
+
+def test_a_window_keeps_prompts_apart_and_no_table_of_shared_ones_is_used(lab, tmp_path, monkeypatch):
+    """Of such models older tables came from prompts that were shared wherever the first pair fits into the window."""
+    long = Pair("long", " ".join(f"w{n}" for n in range(24)), "w20 w21", "w60")
+    items = encode_items(tiny_tokenizer(), None, [*PAIRS, long], KEEP)
+    pairs = [(item.chosen, item.rejected) for item in items if item.rejected]
+    window = len(pairs[0][0]) + len(pairs[0][1].answer)
+
+    def table():
+        monkeypatch.setattr(lab.__class__, "plain", lambda self, name="base": windowed(window, original(self, name)))
+        return trainer(lab, DPO, items=items, work=tmp_path, engine=EngineSettings(share_prompts=True)).reference()
+
+    original, found = lab.__class__.plain, shares_prompts
+    monkeypatch.setattr("resafe.masks.train.shares_prompts", lambda *_: True)
+    shared = table()
+    monkeypatch.setattr("resafe.masks.train.shares_prompts", found)
+    apart = table()
+    assert float((shared - apart).abs().max()) > 0.01 and len(list(tmp_path.glob("reference-*.safetensors"))) == 2
+    model = with_factors(lab, {name: lab.open("tuned").read(name) for name in lab.open("tuned").tensors})
+    with torch.no_grad():
+        wanted = [answer_log_probabilities(model, list(pair), 1)[0] for pair in pairs]
+    torch.testing.assert_close(apart[: len(pairs)], torch.stack(wanted), rtol=1e-4, atol=1e-4)
 
 
 def test_another_precision_has_it_computed_anew(lab, tmp_path, computed):

@@ -1,7 +1,8 @@
 """Log-probabilities of both answers of pairs, with the prompt that they share computed once.
 
 One sequence a pair: prompt, chosen, rejected. The rejected answer attends to the prompt and itself, at the positions
-that it would have after the prompt. Exact for models of attention; whether one is, is tried out (see `shares_prompts`).
+that it would have after the prompt. Exact for models of attention that reaches back over all of it; whether one's does
+is read off its configuration and tried out (see `shares_prompts`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from resafe.masks.losses import PASS_COST, Encoded, Share, answer_log_probabilit
 
 Pairs = Sequence[tuple[Encoded, Encoded]]
 
+_WINDOWS = (("sliding_window", "sliding"), ("attention_chunk_size", "chunked"))  # setting, and in a layer's type
+
 
 def pair_log_probabilities(
     model: Any, pairs: Pairs, pad_id: int, pass_cost: float = PASS_COST, share: Share | None = None
@@ -32,7 +35,7 @@ def pair_log_probabilities(
         pass_cost: Cost of one more pass, in tokens.
         share: Of several processes, this one's share of the work; None does all of it.
     """
-    lengths = [len(chosen) + len(rejected.answer) for chosen, rejected in pairs]
+    lengths = [_length(pair) for pair in pairs]
     device = next(model.parameters()).device
     own = torch.zeros(len(pairs), 2, device=device)
     for group in length_groups(lengths, pass_cost):
@@ -42,11 +45,41 @@ def pair_log_probabilities(
     return own if share is None else share.everywhere(own)
 
 
-def shares_prompts(model: Any, pair: tuple[Encoded, Encoded], pad_id: int) -> bool:
+def shares_prompts(model: Any, pairs: Pairs, pad_id: int) -> bool:
     """Whether a model gives both answers the same log-probabilities with the shared prompt as with one each.
 
-    A model whose layers carry state along the sequence does not, nor one that takes no mask of whole positions.
+    A model whose layers carry state along the sequence does not, nor one that takes no mask of whole positions. Where a
+    window of its attention is shorter than the longest pair, it does not either: a mask of whole positions takes the
+    window's place, and pairs that fit into it would not show that. Tried out on the first pair and on the longest.
     """
+    longest = max(pairs, key=_length)
+    window = attention_window(getattr(model, "config", None))
+    if window is not None and window < _length(longest):
+        return False
+    return all(_shares(model, pair, pad_id) for pair in dict.fromkeys((pairs[0], longest)))
+
+
+def attention_window(config: Any) -> int | None:
+    """Positions in the narrowest window or chunk of a model's layers; None where its configuration names none."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    kinds = getattr(text, "layer_types", None)
+    found = []
+    for setting, kind in _WINDOWS:
+        size = getattr(text, setting, None)
+        used = (
+            any(kind in layer for layer in kinds) if kinds else getattr(text, "use_sliding_window", True) is not False
+        )
+        if isinstance(size, int) and size > 0 and used:
+            found.append(size)
+    return min(found, default=None)
+
+
+def _length(pair: tuple[Encoded, Encoded]) -> int:
+    """Of the one sequence that both answers make behind their prompt."""
+    return len(pair[0]) + len(pair[1].answer)
+
+
+def _shares(model: Any, pair: tuple[Encoded, Encoded], pad_id: int) -> bool:
     kind = next(model.parameters()).dtype
     with torch.no_grad():
         wanted, _ = answer_log_probabilities(model, list(pair), pad_id)
@@ -59,7 +92,7 @@ def shares_prompts(model: Any, pair: tuple[Encoded, Encoded], pad_id: int) -> bo
 
 
 def _sums(model: Any, pairs: Pairs, pad_id: int) -> Tensor:
-    width = max(len(chosen) + len(rejected.answer) for chosen, rejected in pairs)
+    width = max(_length(pair) for pair in pairs)
     ids = torch.full((len(pairs), width), pad_id, dtype=torch.long)
     positions = torch.zeros_like(ids)
     seen = torch.ones(width, width, dtype=torch.bool).tril().repeat(len(pairs), 1, 1)

@@ -373,7 +373,7 @@ class MaskTrainer:
             pairs = [(item.chosen, item.rejected) for item in self.items if item.rejected]
             same = [pair for pair in pairs if pair[0].prompt == pair[1].prompt]
             with self.logits.reading("ones"):
-                able = len(same) == len(pairs) > 0 and shares_prompts(self.model, pairs[0], self.pad_id)
+                able = len(same) == len(pairs) > 0 and shares_prompts(self.model, pairs, self.pad_id)
             self._shared = self.processes.agree(able)
         return self._shared
 
