@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
+from dataclasses import replace
 from itertools import pairwise
 from random import Random
 from types import SimpleNamespace
@@ -11,10 +13,11 @@ import pytest
 import torch
 
 from resafe.errors import InputError
-from resafe.masks import Encoded, TrainSettings, answer_log_probabilities, encode_items, preference_loss
+from resafe.masks import PRESETS, Encoded, TrainSettings, answer_log_probabilities, encode_items, preference_loss
 from resafe.masks.batches import Batches, Item
 from resafe.masks.losses import length_groups, token_divergence
 from resafe.masks.pairs import attention_window, pair_log_probabilities, shares_prompts
+from resafe.masks.train import batches_of
 from tests.evals.tiny import tiny_model, tiny_tokenizer, windowed
 from tests.tiny import KEEP, PAIRS
 
@@ -225,6 +228,51 @@ def test_every_batch_has_the_same_composition():
         assert {side: sides.count(side) for side in set(sides)} == batches.counts
     missing = Batches(items({"safety": 9}), 8, {"safety": 0.4, "harmless": 0.6}, 0)
     assert missing.counts == {"safety": 8}
+
+
+@pytest.mark.parametrize(
+    ("preset", "size", "counts"),
+    [
+        ("default", 3, [1, 1, 1]),  # .75, 1.5, .75
+        ("default", 4, [1, 2, 1]),
+        ("labels", 4, [1, 2, 1]),  # 1, 2.4, .6
+        ("labels", 16, [4, 10, 2]),  # 4, 9.6, 2.4
+        ("paper", 1, [1]),
+    ],
+)
+def test_the_presets_batches(preset, size, counts):
+    made = items({"safety": 9, "harmless": 9, "task": 9})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(Batches(made, size, PRESETS[preset].training.shares, 0).counts.values()) == counts
+
+
+def test_batches_too_small_for_a_side():
+    """Without refusals nothing is learnt of safety; without a task a trial of a step still runs, and is told so."""
+    made, shares = items({"safety": 9, "harmless": 9, "task": 9}), PRESETS["default"].training.shares
+    with pytest.raises(InputError, match="batches of 1 have no place for safety and task.*\n.*batch_size to 3 or more"):
+        Batches(made, 1, shares, 0)
+    with pytest.warns(UserWarning, match="batches of 2 have no place for task, .*; from batch_size 3 on they have"):
+        assert Batches(made, 2, shares, 0).counts == {"safety": 1, "harmless": 1, "task": 0}
+    with pytest.warns(UserWarning, match="batches of 3 have no place for task, .*; from batch_size 4 on they have"):
+        assert Batches(made, 3, PRESETS["labels"].training.shares, 0).counts == {"safety": 1, "harmless": 2, "task": 0}
+    with pytest.raises(InputError, match="no side 'refusals'.*\n.*safety, harmless, task"):
+        Batches(made, 8, {"refusals": 1.0}, 0)
+    with pytest.raises(InputError, match="no side has both a share and items, of which there are some for safety"):
+        Batches(items({"safety": 9}), 8, {"task": 1.0, "safety": 0.0}, 0)
+
+
+def test_a_preference_loss_without_a_pair_is_refused():
+    """It would be the mean over no pairs: NaN in every logit."""
+    made = encode_items(tiny_tokenizer(), None, PAIRS, KEEP)
+    settings = TrainSettings(loss="sigmoid", batch_size=4, shares={"task": 1.0})
+    with pytest.raises(InputError, match="loss 'sigmoid' compares .* batches of {'task': 4}"):
+        batches_of(made, settings)
+    assert batches_of(made, replace(settings, loss="sft")).counts == {"task": 4}
+    assert batches_of(made, replace(settings, shares={"task": 1.0, "harmless": 1.0})).counts == {
+        "task": 2,
+        "harmless": 2,
+    }
 
 
 def test_batches_are_a_function_of_the_step():

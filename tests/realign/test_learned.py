@@ -221,6 +221,14 @@ def test_somf_writes_an_adapter(lab, tmp_path, settings):
         build_plan(request, lab.root / "cache")
 
 
+def test_batches_that_cannot_be_are_told_before_a_model_is_loaded(lab):
+    of = replace(learnable(lab), source=Source(lab, "no such model"))
+    with pytest.raises(InputError, match="batch_size to 3 or more"):
+        family("somf", of, steps=1, batch_size=1)
+    with pytest.raises(InputError, match="compares the answers of pairs"):
+        family("somf", of, steps=1, loss="ipo", shares={"task": 1.0})
+
+
 def test_warm_start_is_where_training_begins(lab, tmp_path):
     of = learnable(lab, tmp_path)
     found = family("somf", of, steps=0, warm_share=0.1, warm_removed=-2.0, warm_kept=4.0)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from resafe.data.chat import before_prompt, encode_answer
 from resafe.data.items import Example, Pair
 from resafe.errors import InputError
 from resafe.masks.losses import Encoded
+
+SIDES = ("safety", "harmless", "task")
 
 
 @dataclass(frozen=True)
@@ -77,28 +81,60 @@ def encode_items(
     return items
 
 
+def composition(items: Sequence[Item], size: int, shares: Mapping[str, float]) -> dict[str, int]:
+    """Items of each side in a batch, by largest remainder; sides without items are left out and the rest scaled up.
+
+    A batch too small for the task or for harmless prompts is warned of: trials of a step or two may want it.
+
+    Raises:
+        InputError: A side is unknown, none has both a share and items, or safety has both and yet no place.
+    """
+    if unknown := sorted(set(shares) - set(SIDES)):
+        raise InputError(f"shares: there is no side {unknown[0]!r}", f"the sides are {', '.join(SIDES)}")
+    there = {item.side for item in items}
+    sides = {side: share for side, share in shares.items() if share > 0 and side in there}
+    if not sides:
+        raise InputError(
+            f"shares {dict(shares)}: no side has both a share and items, of which there are some for "
+            f"{', '.join(sorted(there)) or 'none'}",
+            "give one of those a share, or give examples of the task (keep)",
+        )
+    counts = _dealt(sides, size)
+    if left_out := [side for side in sides if counts[side] == 0]:
+        enough = next(more for more in count(size + 1) if all(_dealt(sides, more).values()))
+        found = f"batches of {size} have no place for {' and '.join(left_out)}, with shares {sides}"
+        if "safety" in left_out:
+            raise InputError(found, f"set batch_size to {enough} or more, or give other shares")
+        warnings.warn(f"{found}; from batch_size {enough} on they have", stacklevel=2)
+    return counts
+
+
+def _dealt(shares: Mapping[str, float], size: int) -> dict[str, int]:
+    total = sum(shares.values())
+    exact = {side: size * share / total for side, share in shares.items()}
+    counts = {side: int(part) for side, part in exact.items()}
+    by_remainder = sorted(exact, key=lambda side: (counts[side] - exact[side], side))
+    for side in by_remainder[: size - sum(counts.values())]:
+        counts[side] += 1
+    return counts
+
+
 class Batches:
     """Batches in which every side has its share; each side is reshuffled when it has been gone through.
 
     Args:
         items: All items.
         size: Items a batch.
-        shares: Side → weight; sides without items are left out and the rest scaled up.
+        shares: Side → weight, as in `composition`.
         seed: Seed of the order.
+
+    Raises:
+        InputError: As in `composition`.
     """
 
-    def __init__(self, items: Sequence[Item], size: int, shares: dict[str, float], seed: int) -> None:
-        self._sides = {
-            side: [item for item in items if item.side == side]
-            for side, share in shares.items()
-            if share > 0 and any(item.side == side for item in items)
-        }
-        total = sum(shares[side] for side in self._sides)
-        exact = {side: size * shares[side] / total for side in self._sides}
-        self._counts = {side: int(count) for side, count in exact.items()}
-        by_remainder = sorted(exact, key=lambda side: (self._counts[side] - exact[side], side))
-        for side in by_remainder[: size - sum(self._counts.values())]:
-            self._counts[side] += 1
+    def __init__(self, items: Sequence[Item], size: int, shares: Mapping[str, float], seed: int) -> None:
+        self._counts = composition(items, size, shares)
+        self._sides = {side: [item for item in items if item.side == side] for side in self._counts}
         self._seed = seed
 
     @property
@@ -109,9 +145,9 @@ class Batches:
     def at(self, step: int) -> list[Item]:
         """The batch of a step (from 0); a pure function, so that a resumed run sees the same batches."""
         batch: list[Item] = []
-        for side, count in self._counts.items():
+        for side, own in self._counts.items():
             pool = self._sides[side]
-            for position in range(step * count, (step + 1) * count):
+            for position in range(step * own, (step + 1) * own):
                 epoch, place = divmod(position, len(pool))
                 order = list(range(len(pool)))
                 random.Random(f"{self._seed}-{side}-{epoch}").shuffle(order)

@@ -21,6 +21,7 @@ from resafe.masks.fused import Kernels
 from resafe.masks.logits import MaskLogits, Reading, sharded, whole
 from resafe.masks.losses import (
     AVERAGED,
+    PAIR_LOSSES,
     SMOOTHED,
     Encoded,
     LossName,
@@ -109,6 +110,22 @@ def learning_rate_at(settings: TrainSettings, step: int) -> float:
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def batches_of(items: Sequence[Item], settings: TrainSettings) -> Batches:
+    """The batches of a training, without a model: what cannot be trained on is told before one is loaded.
+
+    Raises:
+        InputError: The shares do not fit the items or the size of a batch, or no pair is left for a preference loss.
+    """
+    batches = Batches(items, settings.batch_size, settings.shares, settings.seed)
+    taken = {side for side, count in batches.counts.items() if count}
+    if settings.loss in PAIR_LOSSES and not any(item.rejected and item.side in taken for item in items):
+        raise InputError(
+            f"loss {settings.loss!r} compares the answers of pairs, and there is none in batches of {batches.counts}",
+            "give safety or harmless a share, or use the loss sft or distill",
+        )
+    return batches
+
+
 class MaskTrainer:
     """Trains the logits of masks that are installed in a model.
 
@@ -146,7 +163,7 @@ class MaskTrainer:
         self.references, self.models = references or work, models
         self.model, self.logits, self.items, self.settings = model, logits, list(items), settings
         self.pad_id, self.work, self.progress, self.checkpoint_every = pad_id, work, progress, checkpoint_every
-        self.batches = Batches(self.items, settings.batch_size, settings.shares, settings.seed)
+        self.batches = batches_of(self.items, settings)
         self.engine, self.processes = engine or EngineSettings(), processes
         self._check_engine()
         logits.kernels = Kernels(self.engine.fused)

@@ -21,6 +21,7 @@ from resafe.masks.concrete import Export, check_rescale, top_of_single
 from resafe.masks.engine import EngineSettings, checkpoint_layers
 from resafe.masks.logits import whole
 from resafe.masks.processes import ALONE, Processes, launched, shard
+from resafe.masks.train import batches_of
 from resafe.provenance import described
 from resafe.realign.base import Problem, checkpoint_digests, models_digest
 from resafe.realign.orthogonal import orthogonal_removal
@@ -65,6 +66,7 @@ def train_mask(
     """
     check_rescale(settings)
     items, pad_id = encoded_items(problem, answer_tokens)
+    batches_of(items, training)  # what does not fit is told before a model is loaded
     settings = with_head_size(settings, problem)
     processes, running, limits = launched(), engine or EngineSettings(), limits or Limits()
     first = settings if warm is None else replace(settings, sampling="direct", initial=1.0)
