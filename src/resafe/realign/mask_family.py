@@ -9,7 +9,7 @@ from torch import Tensor
 from resafe.deltas import DifferenceVector
 from resafe.errors import InputError
 from resafe.masks import Mask
-from resafe.masks.concrete import logits_key, scaled_mask
+from resafe.masks.concrete import logits_key, logits_shape, scaled_mask
 from resafe.realign.base import Family, Problem, Realigned
 from resafe.tensors import shuffled
 
@@ -26,7 +26,7 @@ def mask_family(
         shuffle: Shuffle a mask's entries within each tensor first: same keep rates, no information.
 
     Raises:
-        InputError: A mask was learnt on other tensors, or there are not as many as tuned models.
+        InputError: A mask was learnt on other tensors or shapes, or there are not as many as tuned models.
     """
     masks = (mask,) if isinstance(mask, Mask) else tuple(mask)
     if len(masks) not in (1, len(problem.vectors)):
@@ -40,6 +40,7 @@ def mask_family(
             raise InputError(
                 f"the task vectors have no tensor for the mask's '{unknown[0]}'", "it was learnt on other models"
             )
+        _check_shapes(problem, one)
         if one.settings.rescale != rescale:
             raise InputError("the masks are rescaled in different ways", "use masks that were learnt together")
 
@@ -56,6 +57,22 @@ def mask_family(
     kept = sum(one.keep_rate for one in masks) / len(masks)
     facts = {"keep_rate": kept} | ({"keep_rates": [one.keep_rate for one in masks]} if len(masks) > 1 else {})
     return Family("mask strength", grid, at, facts, masks)
+
+
+def _check_shapes(problem: Problem, mask: Mask) -> None:
+    granularity = mask.settings.granularity
+    for name in problem.names:
+        key = logits_key(name, granularity)
+        if key not in mask.values:
+            continue
+        have = tuple(mask.values[key].shape)
+        wanted = logits_shape(name, tuple(problem.vectors[0].shape(name)), mask.settings)
+        if have != wanted:
+            raise InputError(
+                f"the mask's {granularity} values for '{key}' have shape {have}, {wanted} is needed",
+                "it was learnt on models of other shapes; between adapters of different ranks only a mask over weights "
+                "can be used (learnt and applied with space: weights)",
+            )
 
 
 def _weight(problem: Problem, mask: Mask, strength: float, shuffle: bool) -> Callable[[str], Tensor | float]:
