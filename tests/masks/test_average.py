@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from resafe.cli.app import app
 from resafe.errors import InputError
 from resafe.masks import Mask, MaskSettings
-from resafe.masks.average import averaged
+from resafe.masks.average import average_directories, averaged
 from resafe.masks.format import load_masks, save_masks
 
 ROW = MaskSettings(granularity="row", temperature=0.3)
@@ -63,3 +63,26 @@ def test_the_command(tmp_path):
     assert str(tmp_path / "one") in found[0].provenance["averaged"][0]
     done = CliRunner().invoke(app, ["mask", "average", str(tmp_path / "one"), str(tmp_path / "single"), "--out", "x"])
     assert isinstance(done.exception, InputError) and "holds 1 masks" in str(done.exception)
+
+
+def test_masks_of_their_own_are_paired_by_their_models(tmp_path):
+    """Two models' masks, learnt on them in either order; the mean is in the first's."""
+    one = [mask(0.0, 1.0, tuned=["t", "u"]), mask(1.0, 1.0, tuned=["t", "u"])]
+    save_masks(one, tmp_path / "one")
+    save_masks([mask(0.6, 0.6, tuned=["u", "t"]), mask(0.2, 0.2, tuned=["u", "t"])], tmp_path / "two")
+    found = average_directories([tmp_path / "one", tmp_path / "two"])
+    assert [m.values["a.weight"].mul(255).round().int().tolist()[0] for m in found] == [[26, 153], [204, 204]]
+    assert [m.provenance["tuned"] for m in found] == [["t", "u"]] * 2
+    save_masks([mask(0.6, 0.6, tuned=["u", "v"]), mask(0.2, 0.2, tuned=["u", "v"])], tmp_path / "strange")
+    with pytest.raises(InputError, match="strange holds masks for other tuned models"):
+        average_directories([tmp_path / "one", tmp_path / "strange"])
+
+
+def test_the_mean_keeps_a_fusion_that_all_were_learnt_with():
+    fusion = {"name": "task_arithmetic", "settings": {"weight": 0.3}, "seed": 1, "models": []}
+    one, two, three = (
+        mask(0.0, 1.0, fusion={**fusion, **change}) for change in ({}, {"seed": 2}, {"settings": {"weight": 1.0}})
+    )
+    assert averaged([one, two]).provenance["fusion"] == fusion
+    assert "fusion" not in averaged([one, three]).provenance
+    assert "fusion" not in averaged([one, mask(0.0, 1.0)]).provenance

@@ -41,12 +41,21 @@ def averaged(masks: Sequence[Mask], weights: Sequence[float] | None = None, name
     tuned: list[Any] = [digest for mask in masks for digest in mask.provenance.get("tuned") or []]
     facts = {
         "averaged": called, "weights": shares, "aligned": first.provenance.get("aligned"),
-        "tuned": list(dict.fromkeys(tuned)),
+        "tuned": list(dict.fromkeys(tuned)), "fusion": _fusion(masks),
     }  # fmt: skip
     kept = {name: fact for name, fact in facts.items() if fact is not None}
     settings = MaskSettings(first.settings.granularity, rescale=first.settings.rescale,
                             head_size=first.settings.head_size)  # fmt: skip
     return Mask.of(values, settings, kept)
+
+
+def _fusion(masks: Sequence[Mask]) -> Any:
+    """The first one's, if all were learnt with that method and these settings: seeds may differ."""
+    found = [mask.provenance.get("fusion") or {} for mask in masks]
+    alike = all(
+        (one.get("name"), one.get("settings")) == (found[0].get("name"), found[0].get("settings")) for one in found
+    )
+    return (found[0] or None) if alike else None
 
 
 def _check_alike(first: Mask, name: str, other: Mask, other_name: str) -> None:
@@ -82,8 +91,24 @@ def average_directories(directories: Sequence[Path], weights: Sequence[float] | 
                 f"{directory} holds {len(masks)} masks, {directories[0]} {len(loaded[0])}",
                 "average masks of as many tasks",
             )
+    loaded = [
+        _in_order(masks, loaded[0], directory, directories[0])
+        for masks, directory in zip(loaded, directories, strict=True)
+    ]
     names = [f"{directory} ({_digest(directory)[:12]})" for directory in directories]
     return tuple(averaged(masks, weights, names) for masks in zip(*loaded, strict=True))
+
+
+def _in_order(masks: tuple[Mask, ...], first: tuple[Mask, ...], name: Path, first_name: Path) -> tuple[Mask, ...]:
+    """Masks of their own in the order in which the first directory's were learnt on the tuned models."""
+    own, wanted = (list(some[0].provenance.get("tuned") or []) for some in (masks, first))
+    if len(masks) == 1 or not own or not wanted or own == wanted:
+        return masks
+    if sorted(own) != sorted(wanted) or len(own) != len(masks):
+        raise InputError(
+            f"{name} holds masks for other tuned models than {first_name}", "average masks over the same task vectors"
+        )
+    return tuple(masks[own.index(digest)] for digest in wanted)
 
 
 def _digest(directory: Path) -> str:
