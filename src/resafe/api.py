@@ -31,6 +31,7 @@ from resafe.masks.average import average_directories
 from resafe.masks.format import load_masks, save_masks
 from resafe.masks.processes import launched
 from resafe.realign import REALIGN, Problem, write_realigned
+from resafe.realign.recorded import check_order, recorded_fusion
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -63,7 +64,7 @@ def realign(
     settings: Mapping[str, Any] | None = None,
     strength: float | None = None,
     mask: str | Path | None = None,
-    fusion: str = "task_arithmetic",
+    fusion: str | Fusion = "task_arithmetic",
     fusion_settings: Mapping[str, Any] | None = None,
     pairs: str = "embedded",
     harmless: str = "embedded",
@@ -90,7 +91,7 @@ def realign(
         strength: A strength of the method; None takes 1 where the grid has it, else the middle of the grid. To have
             it chosen on validation questions, run a recipe.
         mask: A mask directory to apply, in place of training one (method "somf").
-        fusion: A registered fusion method.
+        fusion: A registered fusion method, or one with its settings and seed.
         fusion_settings: Its settings.
         pairs: Safety pairs for methods that learn.
         harmless: Harmless examples for methods that learn.
@@ -140,10 +141,10 @@ def realign(
 
 
 def _problem(
-    aligned: str | Path | Checkpoint, tuned: Sequence[str | Path | Checkpoint], out: Path, *, trains: bool, fusion: str,
-    fusion_settings: Mapping[str, Any] | None, pairs: str, harmless: str, data_dir: Path | None, space: str,
-    system: str | None, seed: int, device: str, dtype: Precision, allow_pickle: bool, progress: Progress | None,
-    reader: CountingReader, keep: Sequence[Example] = (), keep_of: Sequence[int] = (),
+    aligned: str | Path | Checkpoint, tuned: Sequence[str | Path | Checkpoint], out: Path, *, trains: bool,
+    fusion: str | Fusion, fusion_settings: Mapping[str, Any] | None, pairs: str, harmless: str, data_dir: Path | None,
+    space: str, system: str | None, seed: int, device: str, dtype: Precision, allow_pickle: bool,
+    progress: Progress | None, reader: CountingReader, keep: Sequence[Example] = (), keep_of: Sequence[int] = (),
 ) -> tuple[Problem, list[Checkpoint]]:  # fmt: skip
     """The realignment of a call, and the tuned checkpoints; data and a model only where something learns."""
     if not tuned:
@@ -159,7 +160,7 @@ def _problem(
         material = load_material([pairs], [harmless], data_dir=data_dir, seed=seed, read=reader)
     problem = Problem(
         vectors=[task_vector(item, safe, cast(Space, space)) for item in opened],
-        fusion=Fusion(fusion, dict(fusion_settings or {}), seed),
+        fusion=fusion if isinstance(fusion, Fusion) else Fusion(fusion, dict(fusion_settings or {}), seed),
         pairs=material.pairs if material else (),
         keep=keep,
         keep_of=keep_of,
@@ -258,6 +259,9 @@ def apply_mask(
     out: str | Path,
     strength: float | None = None,
     transfer: bool = False,
+    fusion: str | None = None,
+    fusion_settings: Mapping[str, Any] | None = None,
+    seed: int | None = None,
     **others: Any,
 ) -> Path:
     """Applies a mask to the models it was learnt on, or to others tuned from the same aligned model (transfer).
@@ -265,22 +269,27 @@ def apply_mask(
     Args:
         mask: Directory of the mask.
         aligned: The aligned checkpoint or its reference.
-        tuned: Tuned checkpoints or references.
+        tuned: Tuned checkpoints or references, in the order in which the mask was learnt on them.
         out: Directory to write.
         strength: How much of what the mask removes is removed; 1 is the mask, None too.
         transfer: The tuned models may be others than those that the mask was learnt on.
-        others: As for `realign`: fusion, fusion_settings, space, seed, allow_pickle.
+        fusion: Another fusion method than the mask was learnt with, which is warned of; None takes that one, or task
+            arithmetic where the mask does not say.
+        fusion_settings: Settings that replace single ones of the mask's fusion.
+        seed: Seed of its draws; None takes the mask's.
+        others: As for `realign`: space, allow_pickle.
 
     Returns:
         The directory that was written.
 
     Raises:
-        InputError: The mask belongs to other models, or does not fit their tensors.
+        InputError: The mask belongs to other models or to these in another order, or does not fit their tensors.
     """
     allow_pickle = bool(others.get("allow_pickle", False))
     safe = _opened(aligned, allow_pickle)
     opened = [_opened(item, allow_pickle) for item in tuned]
-    known = load_masks(Path(mask))[0].provenance
+    masks = load_masks(Path(mask))
+    known = masks[0].provenance
     if known.get("aligned") not in (None, safe.digest):
         raise InputError(
             f"{mask}: was learnt on another aligned model than {safe.reference}", "give the one it was learnt on"
@@ -291,7 +300,10 @@ def apply_mask(
             f"{mask}: was not learnt on {', '.join(strange)}",
             "to use it on another task all the same: resafe mask transfer (transfer=True)",
         )
-    return realign(safe, opened, out=out, mask=mask, strength=strength, **others)
+    if not transfer:
+        check_order(masks, [item.digest for item in opened], [item.reference for item in opened])
+    chosen = recorded_fusion(known, len(opened), fusion, fusion_settings, seed, warn=not transfer)
+    return realign(safe, opened, out=out, mask=mask, strength=strength, fusion=chosen, seed=chosen.seed, **others)
 
 
 def average_masks(masks: Sequence[str | Path], *, out: str | Path, weights: Sequence[float] | None = None) -> Path:

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,11 +21,18 @@ from resafe.api import _examples
 from resafe.checkpoints import open_checkpoint
 from resafe.cli.app import app
 from resafe.data.counted import CountingReader
+from resafe.deltas import task_vector
 from resafe.errors import InputError
+from resafe.fusion import Fusion
 from resafe.masks import Mask, MaskSettings
+from resafe.masks.concrete import logits_key, logits_shape
+from resafe.masks.format import save_masks
 from resafe.masks.summary import KeepRate, keep_rates, mean_keep
+from resafe.realign import Problem
 from resafe.recipe import load_mask
 from resafe.report.heatmap import heatmap
+from tests.realign.test_methods import family
+from tests.tiny import PAIRS, Source
 
 SETTINGS = {"preset": "labels", "steps": 2, "batch_size": 4}
 
@@ -190,6 +199,101 @@ def test_two_tuned_models_with_masks_of_their_own(lab, trained, tmp_path):
         for mask, tuned in zip(masks, ("tuned", "tuned2"), strict=True)
     )
     torch.testing.assert_close(open_checkpoint(tmp_path / "safe").read(name), wanted)
+
+
+def applied(place, lab, out, *more, tuned=("tuned", "tuned2"), verb="apply"):
+    given = [part for name in tuned for part in ("--tuned", reference(lab, name))]
+    run(verb, place, "--aligned", reference(lab, "safe"), *given, "--out", out, *more)
+    return open_checkpoint(out)
+
+
+@pytest.fixture(scope="module")
+def fused(lab, tmp_path_factory):
+    """Masks that the library trained over two models that DARE fuses, by draws of a seed and the models' names."""
+    place = tmp_path_factory.mktemp("fused")
+    vectors = [task_vector(lab.open(name), lab.open("safe")) for name in ("tuned", "tuned2")]
+    fusion = Fusion("dare", {"weight": 0.3, "drop": 0.5}, 7, ("one", "two"))
+    of = Problem(vectors, fusion, pairs=PAIRS, source=Source(lab))
+    families = {}
+    for name, per_task in (("shared", False), ("own", True)):
+        families[name] = family("somf", of, preset="labels", steps=1, batch_size=4, per_task=per_task)
+        save_masks(families[name].masks, place / name)
+    return place, of, families
+
+
+@pytest.mark.parametrize("name", ["shared", "own"])
+def test_a_mask_is_applied_with_the_fusion_it_was_learnt_with(lab, fused, tmp_path, name):
+    place, of, families = fused
+    found, wanted = applied(place / name, lab, tmp_path / "safe"), families[name].at(1.0)
+    for tensor in of.names:
+        torch.testing.assert_close(found.read(tensor), wanted(tensor))
+    shown = json.loads(run("info", place / name, "--json"))
+    facts = {"name": "dare", "settings": {"drop": 0.5, "weight": 0.3}, "seed": 7, "models": ["one", "two"]}
+    assert (shown if name == "shared" else shown["masks"][1])["fusion"] == facts
+    assert "learnt with the fusion dare" in run("info", place / name)
+
+
+def test_another_fusion_is_honoured_and_said(lab, fused, tmp_path):
+    place, of, families = fused
+    with pytest.warns(UserWarning, match="fused by task_arithmetic .*; the mask was learnt with dare"):
+        found = applied(place / "shared", lab, tmp_path / "other", "--fusion", "task_arithmetic")
+    mask, name = families["shared"].mask, of.names[0]
+    wanted = of.vectors[0].aligned(name) + sum(mask.weight(name) * vector.delta(name) for vector in of.vectors)
+    torch.testing.assert_close(found.read(name), wanted)
+    models = lab.open("safe"), [lab.open("tuned"), lab.open("tuned2")]
+    with pytest.warns(UserWarning, match="'weight': 0.6"):
+        out = resafe.apply_mask(place / "shared", *models, out=tmp_path / "two", fusion_settings={"weight": 0.6})
+    moved = families["shared"].at(1.0)(name) - of.vectors[0].aligned(name)
+    torch.testing.assert_close(open_checkpoint(out).read(name), of.vectors[0].aligned(name) + 2 * moved)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        applied(place / "shared", lab, tmp_path / "transfer", "--fusion", "average", verb="transfer")
+        one = applied(place / "shared", lab, tmp_path / "one", tuned=["tuned"])  # alone, nothing is fused
+    masked = of.vectors[0].aligned(name) + mask.weight(name) * of.vectors[0].delta(name)
+    torch.testing.assert_close(one.read(name), masked)
+
+
+def test_a_mask_of_before_is_fused_by_task_arithmetic(lab, fused, tmp_path):
+    _, of, families = fused
+    facts = {key: value for key, value in families["shared"].mask.provenance.items() if key != "fusion"}
+    replace(families["shared"].mask, provenance=facts).save(tmp_path / "old")
+    name = of.names[0]
+    wanted = of.vectors[0].aligned(name) + sum(
+        families["shared"].mask.weight(name) * vector.delta(name) for vector in of.vectors
+    )
+    for number, order in enumerate([("tuned", "tuned2"), ("tuned2", "tuned")]):  # a sum has no order
+        found = applied(tmp_path / "old", lab, tmp_path / str(number), tuned=order)
+        torch.testing.assert_close(found.read(name), wanted)
+
+
+def test_masks_of_their_own_take_their_models_in_their_order(lab, fused, tmp_path):
+    place, of, families = fused
+    turned, right = ("tuned2", "tuned"), f"give them as {reference(lab, 'tuned')}, {reference(lab, 'tuned2')}"
+    for name in ("own", "shared"):  # the latter: DARE draws for each model by its place
+        with pytest.raises(InputError, match="in another order") as caught:
+            applied(place / name, lab, tmp_path / "no", tuned=turned)
+        assert right in str(caught.value)
+    with pytest.raises(InputError, match="in another order"):
+        applied(place / "own", lab, tmp_path / "no", tuned=("tuned", "tuned"))
+    assert not (tmp_path / "no").exists()
+    found = applied(place / "own", lab, tmp_path / "yes", tuned=turned, verb="transfer")  # on one's own account
+    wanted = replace(of, vectors=of.vectors[::-1]).masked(*(mask.weight for mask in families["own"].masks))
+    for name in of.names:
+        torch.testing.assert_close(found.read(name), wanted(name))
+
+
+@pytest.mark.parametrize("granularity", ["entry", "row", "column", "rank"])
+def test_a_mask_over_an_adapter_of_another_rank(lab, tmp_path, granularity):
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=8, lora_alpha=8, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    get_peft_model(lab.plain(), config).save_pretrained(tmp_path / "r8")
+    vector, settings = task_vector(lab.open("fresh"), lab.open("base")), MaskSettings(granularity)
+    shapes = {logits_key(name, granularity): logits_shape(name, vector.shape(name), settings) for name in vector.names}
+    Mask.of({key: torch.ones(shape) for key, shape in shapes.items()}, settings).save(tmp_path / "mask")
+    with pytest.raises(InputError, match=r"have shape \(.*4.*\), \(.*8.*\) is needed.*\n.*space: weights"):
+        run("transfer", tmp_path / "mask", "--aligned", lab.root / "base", "--tuned", tmp_path / "r8", "--out",
+            tmp_path / "no")  # fmt: skip
 
 
 @pytest.mark.slow

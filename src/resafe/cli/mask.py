@@ -18,10 +18,14 @@ app = typer.Typer(
 
 MaskDirectory = Annotated[Path, typer.Argument(help="directory of the mask")]
 Aligned = Annotated[str, typer.Option(help="the aligned checkpoint: path, org/name, base+adapter, file.gguf")]
-Tuned = Annotated[list[str], typer.Option(help="a tuned checkpoint; several are fused")]
+Tuned = Annotated[
+    list[str], typer.Option(help="a tuned checkpoint; several are fused, in the order in which the mask was learnt")
+]
 Out = Annotated[Path, typer.Option(help="directory to write")]
 Strength = Annotated[float | None, typer.Option(help="how much of what it removes is removed; 1 is the mask itself")]
-Fusion = Annotated[str, typer.Option(help="how several tuned models are combined")]
+Fusion = Annotated[
+    str | None, typer.Option(help="how several tuned models are combined; default: as when the mask was learnt")
+]
 Space = Annotated[str, typer.Option(help="auto, factors or weights (for adapters)")]
 AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="also read *.bin, as plain tensors")]
 
@@ -63,7 +67,7 @@ def train(
 @app.command()
 def apply(
     mask: MaskDirectory, aligned: Aligned, tuned: Tuned, out: Out, strength: Strength = None,
-    fusion: Fusion = "task_arithmetic", space: Space = "auto", allow_pickle: AllowPickle = False,
+    fusion: Fusion = None, space: Space = "auto", allow_pickle: AllowPickle = False,
 ) -> None:  # fmt: skip
     """Apply a mask to the models it was learnt on: aligned + tuned + mask → a realigned model or adapter."""
     _apply(mask, aligned, tuned, out, strength, fusion, space, allow_pickle, transfer=False)
@@ -72,14 +76,14 @@ def apply(
 @app.command()
 def transfer(
     mask: MaskDirectory, aligned: Aligned, tuned: Tuned, out: Out, strength: Strength = None,
-    fusion: Fusion = "task_arithmetic", space: Space = "auto", allow_pickle: AllowPickle = False,
+    fusion: Fusion = None, space: Space = "auto", allow_pickle: AllowPickle = False,
 ) -> None:  # fmt: skip
     """Apply a mask to models that were tuned from the same aligned model on other tasks. Evaluate what comes out."""
     _apply(mask, aligned, tuned, out, strength, fusion, space, allow_pickle, transfer=True)
 
 
 def _apply(
-    mask: Path, aligned: str, tuned: list[str], out: Path, strength: float | None, fusion: str, space: str,
+    mask: Path, aligned: str, tuned: list[str], out: Path, strength: float | None, fusion: str | None, space: str,
     allow_pickle: bool, *, transfer: bool,
 ) -> None:  # fmt: skip
     from resafe.api import apply_mask
@@ -133,6 +137,7 @@ def _shown(read: Mask, title: str, picture: Path | None, *, quiet: bool) -> dict
         "granularity": read.settings.granularity, "rescale": read.settings.rescale, "binary": read.binary,
         "keep_rate": read.keep_rate, "values": sum(rate.values for rate in rates),
         "aligned": read.provenance.get("aligned"), "tuned": read.provenance.get("tuned"),
+        "fusion": read.provenance.get("fusion"),
     }  # fmt: skip
     modules = list(dict.fromkeys(rate.module for rate in sorted(rates, key=lambda r: (r.layer is None, r.module))))
     layers = list(dict.fromkeys(rate.layer for rate in rates))
@@ -169,6 +174,8 @@ def _shown(read: Mask, title: str, picture: Path | None, *, quiet: bool) -> dict
             f"{facts['values']:,} {facts['granularity']} values, {'binary' if read.binary else 'soft'}, "
             f"{read.keep_rate:.3f} kept; rescale: {facts['rescale']}"
         )
+        if len(read.provenance.get("tuned") or []) > 1 and (fusion := read.provenance.get("fusion")):
+            console.print(f"learnt with the fusion {fusion['name']} {fusion['settings']}", markup=False)
     shares = [{"layer": r.layer, "module": r.module, "keep": r.keep, "values": r.values} for r in rates]
     return {**facts, "rates": shares}
 

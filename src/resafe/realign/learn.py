@@ -25,6 +25,7 @@ from resafe.masks.train import batches_of
 from resafe.provenance import described
 from resafe.realign.base import Problem, checkpoint_digests, models_digest
 from resafe.realign.orthogonal import orthogonal_removal
+from resafe.realign.recorded import fusion_facts
 from resafe.realign.safety import SafetyVector, agreements, fixed_outside
 from resafe.realign.scores import encoded_items, mask_gradients, masked_model, with_head_size
 from resafe.realign.warm import WarmStart, warm_logits, warm_scores
@@ -102,7 +103,7 @@ def train_mask(
         gradient = task_gradient(model, logits, values, settings, items, pad_id, problem.progress, processes)
         values = orthogonal_removal(values, gradient)
         facts["orthogonal"] = True
-    return logits.masks_of(values, settings, facts | checkpoint_digests(problem))
+    return logits.masks_of(values, settings, facts | checkpoint_digests(problem) | fusion_facts(problem.fusion))
 
 
 def _exported(
