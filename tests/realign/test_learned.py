@@ -13,8 +13,9 @@ from resafe.engine import Input, Request, build_plan, execute
 from resafe.errors import InputError, ResafeError
 from resafe.fusion import Fusion
 from resafe.masks import Mask, MaskSettings
+from resafe.masks.concrete import logits_shape
 from resafe.masks.modules import MaskedWeight
-from resafe.realign import learn
+from resafe.realign import Problem, learn
 from resafe.realign.mask_family import mask_family
 from resafe.realign.scores import (
     agreed,
@@ -25,6 +26,7 @@ from resafe.realign.scores import (
     removal_mask,
     second_order,
     turned,
+    with_head_size,
 )
 from resafe.realign.warm import WarmStart, warm_logits
 from resafe.realign.write import write_realigned
@@ -219,6 +221,32 @@ def test_somf_writes_an_adapter(lab, tmp_path, settings):
     request = Request(str(lab.root / "base"), (tuned,), tmp_path / "f", "mask", {"file": str(tmp_path / "mask")})
     with pytest.raises(InputError, match="made for another base"):
         build_plan(request, lab.root / "cache")
+
+
+@pytest.mark.parametrize("kind", ["GPT2", "GPTJ", "XGLM"])
+def test_the_width_of_heads_is_found_under_every_name(tmp_path, kind):
+    import transformers
+
+    names = {
+        "GPT2": {"n_embd": 32, "n_head": 4, "n_layer": 1, "n_positions": 64},
+        "GPTJ": {"n_embd": 32, "n_head": 4, "n_layer": 1, "n_positions": 64, "rotary_dim": 4},
+        "XGLM": {"d_model": 32, "attention_heads": 4, "num_layers": 1, "ffn_dim": 32},
+    }
+    config = getattr(transformers, f"{kind}Config")(vocab_size=97, **names[kind])
+    for seed, name in enumerate(("aligned", "tuned")):
+        torch.manual_seed(seed)
+        model = getattr(transformers, f"{kind}{'LMHeadModel' if kind == 'GPT2' else 'ForCausalLM'}")(config)
+        model.save_pretrained(tmp_path / name)
+    aligned, tuned = (open_checkpoint(tmp_path / name, cache=tmp_path / "cache") for name in ("aligned", "tuned"))
+    of = Problem([task_vector(tuned, aligned)])
+    settings = with_head_size(MaskSettings("head"), of)
+    assert settings.head_size == 8
+    shapes = {name: logits_shape(name, of.vectors[0].shape(name), settings) for name in of.names}
+    of_heads = [shape for name, shape in shapes.items() if name.endswith(("q_proj.weight", "out_proj.weight"))]
+    assert sorted(of_heads) == ([] if kind == "GPT2" else [(1, 4), (4, 1)])  # its projections in are one tensor
+    aligned.config.update(dict.fromkeys(names[kind], None))
+    with pytest.raises(InputError, match="attention heads is not known.*\n.*granularity row or column"):
+        with_head_size(MaskSettings("head"), of)
 
 
 def test_batches_that_cannot_be_are_told_before_a_model_is_loaded(lab):

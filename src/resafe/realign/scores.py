@@ -75,10 +75,21 @@ def with_head_size(settings: MaskSettings, problem: Problem) -> MaskSettings:
     aligned, _ = origins(problem.vectors[0])
     model = aligned.base if aligned is not None and aligned.kind == "adapter" else aligned
     config = {} if model is None else model.config.get("text_config", model.config)
-    heads = config.get("num_attention_heads")
-    size = config.get("head_dim") or (config["hidden_size"] // heads if heads and "hidden_size" in config else None)
+
+    def read(*names: str) -> int | None:  # GPT-2, MPT and others have names of their own
+        return next((config[name] for name in names if config.get(name)), None)
+
+    heads, width = (
+        read("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"),
+        read("hidden_size", "n_embd", "d_model"),
+    )
+    size = read("head_dim") or (width // heads if heads and width else None)
     if size is None:
-        raise InputError("the width of the model's attention heads is not known", "give head_size")
+        raise InputError(
+            "the width of the model's attention heads is not known: its configuration tells neither head_dim nor the "
+            "numbers of heads and of hidden units",
+            "use granularity row or column",
+        )
     return replace(settings, head_size=int(size))
 
 
