@@ -31,6 +31,7 @@ from resafe.masks.average import average_directories
 from resafe.masks.format import load_masks, save_masks
 from resafe.masks.processes import launched
 from resafe.realign import REALIGN, Problem, write_realigned
+from resafe.realign.base import check_strengths
 from resafe.realign.recorded import check_order, recorded_fusion
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -57,7 +58,7 @@ class _Source:
 
 def realign(
     aligned: str | Path | Checkpoint,
-    tuned: Sequence[str | Path | Checkpoint],
+    tuned: str | Path | Checkpoint | Sequence[str | Path | Checkpoint],
     *,
     out: str | Path,
     method: str = "somf",
@@ -84,7 +85,7 @@ def realign(
 
     Args:
         aligned: The aligned checkpoint or its reference.
-        tuned: Tuned checkpoints or references; several are fused.
+        tuned: A tuned checkpoint or its reference; several are fused.
         out: Directory to write.
         method: A registered realign method.
         settings: Its settings; the rest are its defaults.
@@ -116,6 +117,10 @@ def realign(
     chosen = REALIGN.get(method)
     given = dict(settings or {}) | ({} if mask is None else {"mask": Path(mask)})
     checked = chosen.check(given)
+    if strength is not None:
+        check_strengths([strength])
+    check_replaceable(Path(out))  # now, and not when training is done
+    tuned = _several(tuned)
     reader = CountingReader(data_dir, max_bad_share)
     trains = bool(chosen.traits.get("trains")) and checked.get("mask") is None
     if keep and not trains:
@@ -149,6 +154,8 @@ def _problem(
     """The realignment of a call, and the tuned checkpoints; data and a model only where something learns."""
     if not tuned:
         raise InputError("no tuned checkpoint was given", "give at least one")
+    combined = fusion if isinstance(fusion, Fusion) else Fusion(fusion, dict(fusion_settings or {}), seed)
+    combined.resolved()  # refuses unknown names and settings before anything is loaded
     safe = _opened(aligned, allow_pickle)
     opened = [_opened(item, allow_pickle) for item in tuned]
     source, material = None, None
@@ -160,7 +167,7 @@ def _problem(
         material = load_material([pairs], [harmless], data_dir=data_dir, seed=seed, read=reader)
     problem = Problem(
         vectors=[task_vector(item, safe, cast(Space, space)) for item in opened],
-        fusion=fusion if isinstance(fusion, Fusion) else Fusion(fusion, dict(fusion_settings or {}), seed),
+        fusion=combined,
         pairs=material.pairs if material else (),
         keep=keep,
         keep_of=keep_of,
@@ -174,7 +181,7 @@ def _problem(
 
 def train_mask(
     aligned: str | Path | Checkpoint,
-    tuned: Sequence[str | Path | Checkpoint],
+    tuned: str | Path | Checkpoint | Sequence[str | Path | Checkpoint],
     *,
     out: str | Path,
     settings: Mapping[str, Any] | None = None,
@@ -231,6 +238,7 @@ def train_mask(
         raise InputError("settings name a mask, and one is to be trained", "leave it out, or apply it")
     target = Path(out)
     check_replaceable(target)
+    tuned = _several(tuned)
     reader = CountingReader(data_dir, max_bad_share)
     examples, owners = _examples(keep, len(tuned), keep_limit, reader)
     problem, _ = _problem(
@@ -254,7 +262,7 @@ def train_mask(
 def apply_mask(
     mask: str | Path,
     aligned: str | Path | Checkpoint,
-    tuned: Sequence[str | Path | Checkpoint],
+    tuned: str | Path | Checkpoint | Sequence[str | Path | Checkpoint],
     *,
     out: str | Path,
     strength: float | None = None,
@@ -287,7 +295,7 @@ def apply_mask(
     """
     allow_pickle = bool(others.get("allow_pickle", False))
     safe = _opened(aligned, allow_pickle)
-    opened = [_opened(item, allow_pickle) for item in tuned]
+    opened = [_opened(item, allow_pickle) for item in _several(tuned)]
     masks = load_masks(Path(mask))
     known = masks[0].provenance
     if known.get("aligned") not in (None, safe.digest):
@@ -348,6 +356,10 @@ def _write_account(directory: Path, reader: CountingReader) -> None:
     if reader.reports:
         text = json.dumps({"sources": reader.to_json()}, indent=1, ensure_ascii=False)
         write_whole(directory / "data.json", f"{text}\n")
+
+
+def _several(tuned: str | Path | Checkpoint | Sequence[str | Path | Checkpoint]) -> Sequence[str | Path | Checkpoint]:
+    return [tuned] if isinstance(tuned, str | Path | Checkpoint) else tuned
 
 
 def _opened(item: str | Path | Checkpoint, allow_pickle: bool) -> Checkpoint:

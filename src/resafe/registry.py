@@ -74,9 +74,10 @@ class Method:
                 checked[name] = TypeAdapter(parameter.type).validate_python(settings[name])
             except ValidationError as error:
                 reason = "; ".join(detail["msg"] for detail in error.errors())
+                default = parameter.default
                 raise InputError(
                     f"{self.name}: setting '{name}' = {settings[name]!r}: {reason}",
-                    f"its default is {parameter.default!r}",
+                    "leave it out, or give another" if default in (None, ...) else f"its default is {default!r}",
                 ) from None
         return checked
 

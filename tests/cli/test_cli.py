@@ -302,6 +302,31 @@ def test_mistakes_in_checkpoints(cli: Cli, tiny: TinyRun, models: Path, tmp_path
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
 
 
+def test_files_of_another_kind_are_sent_to_their_verb(cli: Cli, tmp_path: Path) -> None:
+    files = {"fuse": "base: a\nmodels: [b]\n", "mask train": "aligned: a\ntuned: [b]\n", "run": "tune: {}\n"}
+    for verb, text in files.items():
+        path = tmp_path / "file.yaml"
+        path.write_text(text)
+        for other in set(files) - {verb}:
+            code, _, err = cli(*other.split(), path, *(["--out", tmp_path / "out"] if other == "mask train" else []))
+            assert code == 2 and f"try: resafe {verb} {path}" in " ".join(err.split())
+
+
+def test_values_that_cannot_be_read(cli: Cli, tmp_path: Path) -> None:
+    given = ("realign", "--aligned", "a", "--tuned", "b", "--out", tmp_path / "out")
+    code, _, err = cli(*given, "--set", "shares={a: ")
+    assert code == 2 and "its value cannot be read" in err
+    (tmp_path / "afile").write_text("{}")
+    code, _, err = cli(*given, "--keep", tmp_path / "afile")
+    assert code == 2 and "is no file that can be read as a data set" in " ".join(err.split()) and ".jsonl" in err
+
+
+def test_version(cli: Cli) -> None:
+    from importlib.metadata import version
+
+    assert cli("--version") == (0, f"resafe {version('resafe')}\n", "")
+
+
 def test_debug_shows_the_traceback(tmp_path: Path, cli: Cli) -> None:
     from resafe.errors import InputError
 

@@ -233,6 +233,59 @@ def test_a_mask_is_applied_with_the_fusion_it_was_learnt_with(lab, fused, tmp_pa
     assert "learnt with the fusion dare" in run("info", place / name)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"strength": float("nan")}, "a strength of nan"),
+        ({"strength": -3.0}, "a strength of -3"),
+        ({"method": "interpolation", "strength": 5.0}, "a strength of 5"),
+        ({"method": "interpolation", "settings": {"removed": [0.5, 2.0]}}, "a strength of 2"),
+        ({"method": "random_mask", "strength": 1.5}, "a strength of 1.5"),
+        ({"space": "factor"}, "there is no space 'factor'"),
+        ({"fusion": "tis"}, "there is no fusion method 'tis'"),
+        ({"fusion": "ties", "fusion_settings": {"kep": 0.3}}, "ties has no setting 'kep'"),
+        ({"settings": {"steps": -3}}, "steps is -3"),
+        ({"settings": {"batch_size": 0}}, "batch_size is 0"),
+        ({"settings": {"learning_rate": -1.0}}, "learning_rate is -1"),
+        ({"settings": {"shares": {"safety": -1.0}}}, "a share is no weight"),
+        ({"settings": {"shares": {"safty": 1.0}}}, "there is no side 'safty'"),
+        ({"settings": {"warm_share": 7.0}}, "warm_share is 7"),
+        ({"settings": {"keep": 9.0, "export": "top_k"}}, "keep is 9"),
+        ({"settings": {"answer_tokens": -2}}, "answer_tokens is -2"),
+        ({"settings": {"strengths": []}}, "no strength is given"),
+        ({"settings": {"preset": "paper", "granularity": "layer"}}, "scaled back to what it was"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_be_is_told_before_anything_is_loaded(lab, tmp_path, monkeypatch, change, message):
+    monkeypatch.setattr("resafe.realign.learn.masked_model", lambda *a, **k: pytest.fail("a model was loaded"))
+    with pytest.raises(InputError) as caught:
+        resafe.realign(reference(lab, "safe"), reference(lab, "tuned"), out=tmp_path / "out", **change)
+    assert message in caught.value.message and caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_not_ours_is_told_before_anything_is_loaded(lab, tmp_path, monkeypatch):
+    monkeypatch.setattr("resafe.realign.learn.masked_model", lambda *a, **k: pytest.fail("a model was loaded"))
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(InputError, match="note.txt|not empty|did not write"):
+        resafe.realign(reference(lab, "safe"), reference(lab, "tuned"), out=tmp_path)
+
+
+def test_files_that_are_no_masks(trained, tmp_path):
+    for path in (trained / "mask.yaml", tmp_path):
+        with pytest.raises(InputError, match="no such file"):
+            Mask.load(path)
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "safety_mask.json").write_bytes((trained / "mask" / "safety_mask.json").read_bytes())
+    with pytest.raises(InputError, match=r"half/safety_mask.safetensors: no such file"):
+        Mask.load(tmp_path / "half")
+    for picture in (tmp_path / "no" / "p.svg", tmp_path / "p.png"):
+        with pytest.raises(InputError, match="cannot be written"):
+            run("info", trained / "mask", "--picture", picture)
+        assert not picture.exists()
+
+
 def test_another_fusion_is_honoured_and_said(lab, fused, tmp_path):
     place, of, families = fused
     with pytest.warns(UserWarning, match="fused by task_arithmetic .*; the mask was learnt with dare"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -14,12 +16,29 @@ from resafe.errors import ResafeError
 
 app = typer.Typer(
     name="resafe",
-    help="Restores the safety of fine-tuned language models through model fusion, and proves it by measurement.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"resafe {metadata.version('resafe')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="print the version, and end")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show where in the code an error comes from")] = False,
+) -> None:
+    """Restores the safety of fine-tuned language models through model fusion, and proves it by measurement."""
+
+
 app.command("run")(run.run)
 app.command("results")(results.results)
 app.command("realign")(realign.realign)

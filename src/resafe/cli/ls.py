@@ -26,8 +26,11 @@ def ls(
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for column in rows[0]:
-        table.add_column(column, overflow="fold", style="bold" if column == "name" else "")
+    headings = {column: column for column in rows[0]}
+    if any(None in row.get("settings", {}).values() for row in rows):
+        headings["settings"] = "settings (where no value stands: not used, or from the preset)"
+    for column, heading in headings.items():
+        table.add_column(heading, overflow="fold", style="bold" if column == "name" else "")
     for row in rows:
         table.add_row(*(_text(value) for value in row.values()))
     Console(width=None if sys.stdout.isatty() else 140).print(table)
@@ -84,5 +87,5 @@ def _wrappers() -> Iterable[Method]:
 
 def _text(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name}={_text(item)}" for name, item in value.items() if item is not None) or "–"
+        return ", ".join(name if item is None else f"{name}={_text(item)}" for name, item in value.items()) or "–"
     return str(value)

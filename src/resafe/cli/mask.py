@@ -114,8 +114,11 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:
     """Show what a mask keeps in each layer and module, and where it comes from."""
+    from resafe.errors import InputError
     from resafe.masks.format import load_masks
 
+    if picture is not None and (picture.suffix != ".svg" or not picture.parent.is_dir()):
+        raise InputError(f"--picture {picture}: cannot be written", "name an .svg file in a directory that is there")
     masks = load_masks(mask)  # several where every tuned model has its own
     found = []
     for number, read in enumerate(masks):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from resafe.cli.training import MaxBadShare
+from resafe.cli.training import MaxBadShare, named_values
 
 
 def realign(
@@ -35,18 +35,10 @@ def realign(
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
 ) -> None:
     """Realign a tuned model: aligned + tuned → a model (or adapter) that refuses again and still knows its task."""
-    import yaml
-
     from resafe.api import realign as run
     from resafe.cli.console import ConsoleReporter
-    from resafe.errors import InputError
 
-    settings = {}
-    for item in setting or []:
-        name, sign, value = item.partition("=")
-        if not sign:
-            raise InputError(f"--set {item} is not of the form NAME=VALUE", "for example: --set steps=40")
-        settings[name] = yaml.safe_load(value)
+    settings = named_values(setting, "--set")
     reporter = ConsoleReporter(quiet=quiet)
     written = run(
         aligned, list(tuned), method=method, out=out, settings=settings, strength=strength, fusion=fusion, pairs=pairs,

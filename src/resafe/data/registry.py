@@ -178,6 +178,8 @@ def locate(reference: str, *, data_dir: Path | None = None, kind: str | None = N
             raise InputError(f"no kind {chosen!r} of data set", f"the kinds are: {', '.join(KINDS)}")
         path = Path(reference)
         return DataSource(path.stem, "", chosen, "", reference, _plain_parser(chosen, path.stem)), path
+    if Path(reference).is_file():
+        raise InputError(f"{reference}: is no file that can be read as a data set", f"name it {' or '.join(FORMATS)}")
     source = datasets.get(reference)
     if kind is not None and kind != source.kind:
         raise InputError(f"the set '{source.name}' holds {source.kind}, not {kind}", f"name a set of {kind}")

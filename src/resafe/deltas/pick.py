@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from resafe.checkpoints import Checkpoint
 from resafe.deltas.base import TaskVector
 from resafe.deltas.full import DifferenceVector
 from resafe.deltas.lora import LoraProductVector
 from resafe.errors import InputError
+from resafe.registry import nearest
 
 Space = Literal["auto", "factors", "weights"]
 """Where an adapter's change is taken: in its factors A and B apart, or in the weights as their product."""
@@ -24,8 +25,11 @@ def task_vector(tuned: Checkpoint, aligned: Checkpoint, space: Space = "auto") -
         space: For adapters: "factors" (default of "auto") or "weights". Full models are always in weight space.
 
     Raises:
-        InputError: The two do not belong together (other base, other shapes, a model against an adapter).
+        InputError: The two do not belong together (other base, other shapes, a model against an adapter), or there is
+            no such space.
     """
+    if space not in get_args(Space):
+        raise InputError(f"there is no space '{space}'", nearest(space, get_args(Space)))
     if tuned.kind == "model":
         if aligned.kind != "model":
             raise InputError(

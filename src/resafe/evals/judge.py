@@ -166,7 +166,7 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     """Settings given as `name=value`, values read as YAML.
 
     Raises:
-        InputError: A pair has no "=".
+        InputError: A pair has no "=", or a value cannot be read.
     """
     import yaml
 
@@ -175,7 +175,12 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
         name, equals, value = pair.partition("=")
         if not equals:
             raise InputError(f"a judge's setting {pair!r} has no value", "write it as name=value")
-        settings[name.strip()] = yaml.safe_load(value)
+        try:
+            settings[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(
+                f"a judge's setting {pair!r}: its value cannot be read", "quotes and brackets come in pairs"
+            ) from None
     return settings
 
 

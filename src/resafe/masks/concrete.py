@@ -106,9 +106,7 @@ def _heads(name: str, shape: tuple[int, ...], size: int | None) -> tuple[int, ..
     if axis is None:
         return (1,) * len(shape)
     if size is None or shape[axis] % size:
-        raise InputError(
-            f"heads of width {size} do not fit into '{name}' of shape {shape}", "give head_size, or use row or column"
-        )
+        raise InputError(f"heads of width {size} do not fit into '{name}' of shape {shape}", "use row or column")
     return tuple(length // size if place == axis else 1 for place, length in enumerate(shape))
 
 

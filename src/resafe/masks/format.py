@@ -142,9 +142,10 @@ def readable(directory: Path) -> Iterator[None]:
     """Turns what goes wrong while a mask is read into an `InputError` that names it."""
     try:
         yield
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(
-            f"{error.filename}: no such file", f"a mask is a directory with {WEIGHTS} and {DESCRIPTION}"
+            f"{error.filename or directory / WEIGHTS}: no such file",
+            f"a mask is a directory with {WEIGHTS} and {DESCRIPTION}",
         ) from None
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{directory}: damaged mask file ({error})", "train it again, or copy it again") from None

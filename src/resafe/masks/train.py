@@ -88,11 +88,18 @@ class TrainSettings:
     layer_budget: LayerBudget | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
-        """Checks what depends on each other.
+        """Checks ranges, and what depends on each other.
 
         Raises:
-            InputError: ε is out of range, or "exo_pair" has none; or a layer's budget is no keep rate.
+            InputError: A number is out of its range, or "exo_pair" has no ε; or a layer's budget is no keep rate.
         """
+        for name, least in (("steps", 0), ("batch_size", 1), ("removal_price", 0), ("task_divergence", 0)):
+            if not getattr(self, name) >= least:
+                raise InputError(f"{name} is {getattr(self, name):g}", f"give {least} or more")
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"learning_rate is {self.learning_rate:g}", "give a number above 0")
+        if not all(0 <= share < math.inf for share in self.shares.values()):
+            raise InputError(f"shares {self.shares}: a share is no weight", "give numbers from 0 on")
         if self.layer_budget is not None:
             budget_of(None, self.layer_budget)
         if not 0 <= self.label_smoothing < 0.5 or (self.loss == "exo_pair" and self.label_smoothing == 0):

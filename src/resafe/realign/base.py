@@ -7,6 +7,7 @@ member of the family is a function from a tensor's name to its realigned value.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -165,6 +166,16 @@ class Family:
     def mask(self) -> Mask | None:
         """The mask that all tuned models share, if there is one."""
         return self.masks[0] if len(self.masks) == 1 else None
+
+
+def check_strengths(strengths: Sequence[float], most: float = math.inf) -> None:
+    """Raises an `InputError` where there is no strength, or one that is not from 0 to `most`, and finite."""
+    if not strengths:
+        raise InputError("no strength is given", "give at least one")
+    for strength in strengths:
+        if not 0 <= strength <= most or math.isinf(strength):
+            wanted = "on; 0 is the tuned model" if math.isinf(most) else f"to {most:g}"
+            raise InputError(f"a strength of {strength:g}", f"give a number from 0 {wanted}")
 
 
 def realign_method(

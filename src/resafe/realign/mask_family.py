@@ -10,7 +10,7 @@ from resafe.deltas import DifferenceVector
 from resafe.errors import InputError
 from resafe.masks import Mask
 from resafe.masks.concrete import logits_key, logits_shape, scaled_mask
-from resafe.realign.base import Family, Problem, Realigned
+from resafe.realign.base import Family, Problem, Realigned, check_strengths
 from resafe.tensors import shuffled
 
 
@@ -45,6 +45,7 @@ def mask_family(
             raise InputError("the masks are rescaled in different ways", "use masks that were learnt together")
 
     def at(strength: float) -> Realigned:
+        check_strengths([strength])
         if rescale != "none" and strength != 1.0:
             raise InputError(
                 f"strength {strength:g} of a mask that is divided by its mean, or keeps norms, which has none",

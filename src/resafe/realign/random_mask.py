@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from resafe.errors import InputError
-from resafe.realign.base import Family, Problem, Realigned, realign_method
+from resafe.realign.base import Family, Problem, Realigned, check_strengths, realign_method
 from resafe.tensors import bernoulli
 
 
@@ -21,10 +21,12 @@ def random_mask(
         rescale: Divide by the keep rate.
 
     Raises:
-        InputError: Everything is removed and the rest, which is nothing, is to be rescaled.
+        InputError: A share is not from 0 to 1, or everything is removed and the rest, which is nothing, is to be
+            rescaled.
     """
 
     def check(share: float) -> None:
+        check_strengths([share], 1.0)
         if rescale and share >= 1:
             raise InputError("random_mask: a removed share of 1 leaves nothing to rescale", "give shares below 1")
 

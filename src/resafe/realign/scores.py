@@ -17,14 +17,13 @@ from resafe.deltas import origins
 from resafe.errors import InputError, ResafeError
 from resafe.fusion import Fusion
 from resafe.masks import MaskLogits, MaskSettings, encode_items, install_masks
-from resafe.masks.batches import Item
+from resafe.masks.batches import SIDES, Item
 from resafe.masks.logits import whole
 from resafe.masks.losses import answer_log_probabilities
 from resafe.masks.processes import ALONE, Processes
 from resafe.realign.base import Problem
 from resafe.realign.orthogonal import orthogonal_scores
 
-SIDES = ("safety", "harmless", "task")
 _BATCH = 16
 
 

@@ -15,7 +15,7 @@ from resafe.masks.format import load_masks
 from resafe.masks.fused import FusedName
 from resafe.masks.losses import LossName
 from resafe.masks.reference import Reference
-from resafe.realign.base import Family, Problem, realign_method
+from resafe.realign.base import Family, Problem, check_strengths, realign_method
 from resafe.realign.learn import Limits, train_mask
 from resafe.realign.mask_family import mask_family
 from resafe.realign.safety import safety_vector
@@ -125,7 +125,16 @@ def somf(
         logits: Precision of the logits; bfloat16 with stochastic rounding (needs torchao).
         step_in_backward: Step every tensor in the backward pass and free its gradient.
         fused: Form every masked weight in one pass compiled by torch.compile: "auto" on CUDA only, "on", "off".
+
+    Raises:
+        InputError: A setting is out of its range, or is used by nothing.
     """
+    for name, value in {"keep": keep, "warm_share": warm_share or 0.0}.items():
+        if not 0 <= value <= 1:
+            raise InputError(f"{name} is {value:g}, and is a share", "give a number from 0 to 1")
+    if answer_tokens is not None and answer_tokens < 1:
+        raise InputError(f"answer_tokens is {answer_tokens}", "give 1 or more, or leave it out")
+    check_strengths(strengths)
     if mask is not None:
         return mask_family(problem, load_masks(mask), strengths, shuffle=shuffle)
     chosen = PRESETS[preset]

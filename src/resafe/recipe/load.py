@@ -68,20 +68,24 @@ def load_mask(path: Path, overrides: Sequence[str] = ()) -> MaskRecipe:
     return _checked(MaskRecipe, _raw(path, overrides), str(path))
 
 
+def _kind(raw: Mapping[str, Any]) -> Any:
+    """The schema that a file is meant for, told by the field that only it has; None where none is there."""
+    fields = {"tune": Recipe, "models": FuseRecipe, "tuned": MaskRecipe}
+    return next((schema for field, schema in fields.items() if field in raw), None)
+
+
 def is_fusion(path: Path) -> bool:
     """Whether a file is a fusion and no recipe: it names models to combine, and nothing to tune.
 
     Raises:
         InputError: No such file, or not YAML.
     """
-    raw = _raw(path, ())
-    return "models" in raw and "tune" not in raw
+    return _kind(_raw(path, ())) is FuseRecipe
 
 
 def is_mask(path: Path) -> bool:
     """Whether a file is the recipe of a mask: it names tuned models, and nothing to tune; otherwise as `is_fusion`."""
-    raw = _raw(path, ())
-    return "tuned" in raw and "tune" not in raw
+    return _kind(_raw(path, ())) is MaskRecipe
 
 
 def _raw(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
@@ -113,6 +117,10 @@ def _checked(schema: type[Schema], raw: dict[str, Any], where: str) -> Schema:
     try:
         return schema.model_validate(raw)
     except ValidationError as error:
+        if (other := _kind(raw)) not in (None, schema):
+            told = {Recipe: ("recipe", "run"), FuseRecipe: ("fusion", "fuse"), MaskRecipe: ("mask", "mask train")}
+            what, verb = told[other]
+            raise InputError(f"{where}: is the file of a {what}", f"resafe {verb} {where}") from None
         lines = [_explain(detail, schema) for detail in error.errors()]
         plural = "mistakes" if len(lines) > 1 else "mistake"
         raise InputError(
