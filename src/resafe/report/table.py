@@ -17,7 +17,8 @@ from resafe.report.results import Results, Row
 STYLES = {"base": "magenta", "aligned": "blue", "tuned": "red", "realigned": "bold green", "baseline": "default"}
 LEGEND = (
     "Shares in % with {confidence:.0f} % intervals, on {harmful} harmful, {harmless} harmless and {task} task items. "
-    "R_s: safety recovered, R_u: utility retained; added: harmless questions refused, in points over the tuned model."
+    "Task score: the mean over a model's tasks, the aligned model's over all of them. R_s: safety recovered, R_u: "
+    "utility retained; added: harmless questions refused, in points over the tuned model."
 )
 
 
