@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from resafe.checkpoints import Checkpoint, check_same_shapes
+from resafe.checkpoints import Checkpoint, check_same_shapes, tied_copies
 from resafe.deltas.lora import factor_modules
 from resafe.errors import InputError
 
@@ -37,8 +39,13 @@ class DifferenceVector:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the tuned checkpoint's tensors, sorted."""
-        return tuple(sorted(self.tuned.tensors))
+        """Names of the tuned checkpoint's tensors without copies, sorted."""
+        return tuple(sorted(name for name in self.tuned.tensors if name not in self.copies))
+
+    @cached_property
+    def copies(self) -> Mapping[str, str]:
+        """Stored copies of a tied tensor, by the name under which the vector covers it (see `tied_copies`)."""
+        return tied_copies(self.base, self.tuned) if self.base is not None and self.tuned.kind == "model" else {}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor."""
