@@ -145,9 +145,9 @@ def _tensor(mask: Tensor | float, like: Tensor) -> Tensor:
 
 
 class MaskedLora(nn.Module):
-    """A frozen linear layer with a LoRA pair whose factors are masked: W x + s · B(A x)."""
+    """A frozen linear layer (or GPT-2's Conv1D) with a LoRA pair whose factors are masked: W x + s · B(A x)."""
 
-    def __init__(self, base: nn.Linear, a: MaskedWeight, b: MaskedWeight, scaling: float) -> None:
+    def __init__(self, base: nn.Module, a: MaskedWeight, b: MaskedWeight, scaling: float) -> None:
         super().__init__()
         self.base, self.a, self.b, self.scaling = base, a, b, scaling
 
@@ -155,7 +155,8 @@ class MaskedLora(nn.Module):
         """Maps x (…, in) to (…, out)."""
         a, b = self.a().to(x.dtype), (self.b() * self.scaling).to(x.dtype)  # masks are formed in float32
         update = functional.linear(functional.linear(x, a), b)
-        return functional.linear(x, self.base.weight, self.base.bias) + update
+        found: Tensor = self.base(x) + update
+        return found
 
 
 class MaskedModule(nn.Module):
@@ -351,12 +352,14 @@ def _install_full(model: nn.Module, vectors: Sequence[TaskVector], weight: Calla
             _replace(model, path, MaskedModule(module, masks))
 
 
-def _linear(model: nn.Module, path: str) -> nn.Linear:
+def _linear(model: nn.Module, path: str) -> nn.Module:
+    from transformers.pytorch_utils import Conv1D
+
     try:
         child = model.get_submodule(path)
     except AttributeError:
         child = None
-    if not isinstance(child, nn.Linear):
+    if not isinstance(child, nn.Linear | Conv1D):
         raise InputError(f"the model has no linear layer '{path}'", "is the adapter of another base model?")
     return child
 
