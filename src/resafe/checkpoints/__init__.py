@@ -3,11 +3,11 @@
 from resafe.checkpoints.adapter import AdapterModule, adapter_modules, base_tensor, check_adapter_fits
 from resafe.checkpoints.blocks import Blocks
 from resafe.checkpoints.cachedir import cache_root
-from resafe.checkpoints.compare import check_same_shapes
+from resafe.checkpoints.compare import check_same_shapes, tied_copies
 from resafe.checkpoints.gguf import convert_gguf
 from resafe.checkpoints.hashing import cached_digest
 from resafe.checkpoints.header import TensorInfo, read_header
-from resafe.checkpoints.loading import load_model, load_tokenizer, quiet
+from resafe.checkpoints.loading import load_model, load_tokenizer, parameter_names, quiet
 from resafe.checkpoints.precision import Precision, resolve_dtype
 from resafe.checkpoints.reader import Checkpoint, known_digest, open_checkpoint
 from resafe.checkpoints.reference import Reference, parse_output, parse_reference
@@ -40,6 +40,7 @@ __all__ = [
     "load_tokenizer",
     "open_checkpoint",
     "open_prefix",
+    "parameter_names",
     "parse_output",
     "parse_reference",
     "parse_size",
@@ -50,4 +51,5 @@ __all__ = [
     "save_model",
     "show_size",
     "staged",
+    "tied_copies",
 ]

@@ -14,10 +14,39 @@ from resafe.errors import InputError, listed
 
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|lm_head|wte|embed_in|embed_out|word_embeddings)\.weight$")
 
+_HEADS = ("lm_head.weight", "embed_out.weight")
+
 
 def is_vocabulary(name: str) -> bool:
     """Whether a tensor's name is that of an embedding or an output layer, which have a row (or an entry) a token."""
     return _EMBEDDING.search(name) is not None or name.endswith(("lm_head.bias", "embed_out.bias"))
+
+
+def tied_copies(*checkpoints: Checkpoint) -> dict[str, str]:
+    """Output layers that are stored beside the embedding that they equal, in all of the checkpoints: name → embedding.
+
+    Such models are tied, and load as tied only while the two are equal. Reads both tensors, where both are stored and
+    the configuration does not say that they are apart.
+    """
+    first = checkpoints[0]
+    if any(checkpoint.config.get("tie_word_embeddings") is False for checkpoint in checkpoints):
+        return {}
+    vocabularies = [name for name in first.tensors if name.endswith(".weight") and is_vocabulary(name)]
+    heads = [name for name in vocabularies if name.endswith(_HEADS)]
+    found = {}
+    for head in heads:
+        for embedding in (name for name in vocabularies if name not in heads):
+            if all(_equal(checkpoint, head, embedding) for checkpoint in checkpoints):
+                found[head] = embedding
+    return found
+
+
+def _equal(checkpoint: Checkpoint, *names: str) -> bool:
+    infos = [checkpoint.tensors.get(name) for name in names]
+    if None in infos or len({(info.shape, info.dtype) for info in infos if info is not None}) > 1:
+        return False
+    one, two = (checkpoint.read(name) for name in names)
+    return torch.equal(one, two)
 
 
 def check_same_shapes(aligned: Checkpoint, tuned: Checkpoint) -> None:

@@ -3,6 +3,15 @@
 from resafe.deltas.base import TaskVector
 from resafe.deltas.full import DifferenceVector
 from resafe.deltas.lora import LoraProductVector
-from resafe.deltas.pick import Space, check_together, origins, task_vector
+from resafe.deltas.pick import Space, check_together, origins, stored_copies, task_vector
 
-__all__ = ["DifferenceVector", "LoraProductVector", "Space", "TaskVector", "check_together", "origins", "task_vector"]
+__all__ = [
+    "DifferenceVector",
+    "LoraProductVector",
+    "Space",
+    "TaskVector",
+    "check_together",
+    "origins",
+    "stored_copies",
+    "task_vector",
+]

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from resafe.checkpoints import Checkpoint, check_same_shapes
+from resafe.checkpoints import Checkpoint, check_same_shapes, tied_copies
+from resafe.deltas.fresh import FreshAdapter
 from resafe.deltas.lora import factor_modules
 from resafe.errors import InputError
 
 
 @dataclass(frozen=True)
 class DifferenceVector:
-    """τ = tuned − aligned for every tensor, by name; with no aligned adapter the aligned factors are zero.
+    """τ = tuned − aligned for every tensor, by name; with no aligned adapter, minus one that changes nothing.
 
     In adapter space the factors A and B are differenced apart, as METHODS §1 has it for an adapter that continues
-    a safe one. An adapter trained on top of an aligned model has τ = (A, B).
+    a safe one. An adapter trained on top of an aligned model has τ = (A, B): there the aligned factors are zero, and
+    what is no factor is what the base makes of it (see `FreshAdapter`).
 
     Attributes:
         tuned: The tuned checkpoint.
-        base: The aligned checkpoint of the same kind, or None where the aligned adapter is zero.
+        base: The aligned checkpoint of the same kind, or None where the aligned adapter changes nothing.
+
+    Raises:
+        InputError: The two do not belong together, or there is no aligned adapter, and what a tensor of the tuned one
+            would be in it is not known.
     """
 
     tuned: Checkpoint
@@ -29,6 +37,7 @@ class DifferenceVector:
 
     def __post_init__(self) -> None:
         if self.base is None:
+            FreshAdapter(self.tuned)  # refuses what it does not know
             return
         if self.tuned.kind == "model":
             check_same_shapes(self.base, self.tuned)
@@ -37,8 +46,13 @@ class DifferenceVector:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the tuned checkpoint's tensors, sorted."""
-        return tuple(sorted(self.tuned.tensors))
+        """Names of the tuned checkpoint's tensors without copies, sorted."""
+        return tuple(sorted(name for name in self.tuned.tensors if name not in self.copies))
+
+    @cached_property
+    def copies(self) -> Mapping[str, str]:
+        """Stored copies of a tied tensor, by the name under which the vector covers it (see `tied_copies`)."""
+        return tied_copies(self.base, self.tuned) if self.base is not None and self.tuned.kind == "model" else {}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor."""
@@ -47,13 +61,16 @@ class DifferenceVector:
     def aligned(self, name: str) -> Tensor:
         """The aligned tensor, float32."""
         if self.base is None:
-            return torch.zeros(self.shape(name))
+            return self._fresh.tensor(name)
         return self.base.read(name).to(torch.float32)
 
     def delta(self, name: str) -> Tensor:
         """The difference tuned − aligned, float32."""
-        tuned = self.tuned.read(name).to(torch.float32)
-        return tuned if self.base is None else tuned - self.base.read(name).to(torch.float32)
+        return self.tuned.read(name).to(torch.float32) - self.aligned(name)
+
+    @cached_property
+    def _fresh(self) -> FreshAdapter:
+        return FreshAdapter(self.tuned)
 
     def factor_modules(self) -> dict[str, tuple[str, str, float]] | None:
         """For adapters: module → (name of A, name of B, scaling s)."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from resafe.checkpoints import Checkpoint
+from resafe.checkpoints import Checkpoint, base_tensor
 from resafe.errors import InputError
 
 _FACTOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
@@ -26,7 +27,8 @@ def factor_pairs(adapter: Checkpoint) -> dict[str, tuple[str, str]]:
         if match is None:
             raise InputError(
                 f"{adapter.reference}: tensor '{name}' is not a LoRA factor",
-                "only LoRA A and B matrices are understood in weight space; use space: factors, or merge the adapter",
+                "masks in a model, and space: weights, know LoRA's A and B only: merge the adapter into its model "
+                "(merge_and_unload of PEFT) and give the merged model",
             )
         sides.setdefault(match["module"], {})[match["side"]] = name
     for module, found in sides.items():
@@ -61,6 +63,35 @@ def factor_modules(adapter: Checkpoint) -> dict[str, tuple[str, str, float]]:
     }
 
 
+def stored_name(weight: str, model: Checkpoint) -> str | None:
+    """The name in a model's files of a weight of the loaded model, which may have a prefix that the files leave out."""
+    module, _, leaf = weight.rpartition(".")
+    return base_tensor(module, model, leaf=leaf)
+
+
+def transposed(adapter: Checkpoint) -> bool:
+    """Whether the weights that an adapter changes are stored as (in, out), as those of GPT-2's Conv1D are."""
+    return bool(adapter.config.get("fan_in_fan_out"))
+
+
+def _changed_weights(adapter: Checkpoint, model: Checkpoint) -> dict[str, str]:
+    """Name in the model's files → name in the loaded model, of every weight that an adapter changes.
+
+    Raises:
+        InputError: The model stores no weight of its own for a module.
+    """
+    found = {}
+    for weight in factor_pairs(adapter):
+        stored = stored_name(weight, model)
+        if stored is None:
+            raise InputError(
+                f"{adapter.reference} changes '{weight}', for which {model.reference} stores no tensor of its own",
+                "an output layer may be tied to the embedding, which is not to change: use space: factors",
+            )
+        found[stored] = weight
+    return found
+
+
 @dataclass(frozen=True)
 class LoraProductVector:
     """τ of the weights: s_k B_k A_k − s_a B_a A_a, the second term absent for an adapter on an aligned model.
@@ -77,9 +108,14 @@ class LoraProductVector:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the base weights that either adapter changes, sorted."""
-        names = set(factor_pairs(self.tuned))
-        return tuple(sorted(names | set(factor_pairs(self.safe)) if self.safe else names))
+        """Names, as in the base's files, of the weights that either adapter changes, sorted."""
+        return tuple(sorted(self._weights))
+
+    @cached_property
+    def _weights(self) -> dict[str, str]:
+        """Name in the model's files → name in the adapters."""
+        adapters = [self.tuned] if self.safe is None else [self.tuned, self.safe]
+        return {stored: weight for one in adapters for stored, weight in _changed_weights(one, self.model).items()}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of the base weight."""
@@ -88,12 +124,13 @@ class LoraProductVector:
     def aligned(self, name: str) -> Tensor:
         """The base weight with the aligned adapter folded in, float32."""
         weight = self.model.read(name).to(torch.float32)
-        return weight if self.safe is None else weight + product(self.safe, name)
+        return weight if self.safe is None else weight + product(self.safe, self._weights[name])
 
     def delta(self, name: str) -> Tensor:
         """The change of the weight from aligned to tuned, float32."""
-        tuned = product(self.tuned, name)
-        return tuned if self.safe is None else tuned - product(self.safe, name)
+        weight = self._weights[name]
+        tuned = product(self.tuned, weight)
+        return tuned if self.safe is None else tuned - product(self.safe, weight)
 
     def factor_modules(self) -> None:
         """None: it is over the weights."""
@@ -101,9 +138,20 @@ class LoraProductVector:
 
 
 def product(adapter: Checkpoint, name: str) -> Tensor:
-    """S · B A, what an adapter adds to a weight, float32; a zero of shape (1,) for a weight that it does not touch."""
+    """S · B A, what an adapter adds to a weight, float32; a zero of shape (1,) for a weight that it does not touch.
+
+    Args:
+        adapter: The adapter.
+        name: The weight's name in the loaded model, or in the files of the adapter's base.
+
+    Returns:
+        The change in the shape that the weight is stored in.
+    """
     pairs = factor_pairs(adapter)
+    if name not in pairs and adapter.base is not None:
+        name = next((weight for weight in pairs if stored_name(weight, adapter.base) == name), name)
     if name not in pairs:
         return torch.zeros(1)
     a, b = (adapter.read(factor).to(torch.float32) for factor in pairs[name])
-    return scaling(adapter, name) * (b @ a)
+    change = scaling(adapter, name) * (b @ a)
+    return change.T if transposed(adapter) else change

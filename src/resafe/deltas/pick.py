@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 from resafe.checkpoints import Checkpoint
@@ -58,6 +58,11 @@ def origins(vector: TaskVector) -> tuple[Checkpoint | None, Checkpoint | None]:
     if isinstance(vector, DifferenceVector):
         return vector.base or vector.tuned.base, vector.tuned
     return None, None
+
+
+def stored_copies(vector: TaskVector) -> Mapping[str, str]:
+    """Tensors of the checkpoints that are copies of one that the vector covers: name → that one's."""
+    return vector.copies if isinstance(vector, DifferenceVector) else {}
 
 
 def check_together(vectors: Sequence[TaskVector]) -> None:

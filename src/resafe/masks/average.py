@@ -41,7 +41,7 @@ def averaged(masks: Sequence[Mask], weights: Sequence[float] | None = None, name
     tuned: list[Any] = [digest for mask in masks for digest in mask.provenance.get("tuned") or []]
     facts = {
         "averaged": called, "weights": shares, "aligned": first.provenance.get("aligned"),
-        "tuned": list(dict.fromkeys(tuned)), "fusion": _fusion(masks),
+        "tuned": list(dict.fromkeys(tuned)), "fusion": _fusion(masks), "copies": first.provenance.get("copies"),
     }  # fmt: skip
     kept = {name: fact for name, fact in facts.items() if fact is not None}
     settings = MaskSettings(first.settings.granularity, rescale=first.settings.rescale,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,9 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from resafe.deltas import TaskVector
-from resafe.errors import InputError
+from resafe.checkpoints import parameter_names
+from resafe.deltas import TaskVector, stored_copies
+from resafe.errors import InputError, listed
 from resafe.masks.concrete import MaskSettings, norm_kept
 from resafe.masks.logits import Combine, MaskLogits, Refit
 
@@ -144,9 +145,9 @@ def _tensor(mask: Tensor | float, like: Tensor) -> Tensor:
 
 
 class MaskedLora(nn.Module):
-    """A frozen linear layer with a LoRA pair whose factors are masked: W x + s · B(A x)."""
+    """A frozen linear layer (or GPT-2's Conv1D) with a LoRA pair whose factors are masked: W x + s · B(A x)."""
 
-    def __init__(self, base: nn.Linear, a: MaskedWeight, b: MaskedWeight, scaling: float) -> None:
+    def __init__(self, base: nn.Module, a: MaskedWeight, b: MaskedWeight, scaling: float) -> None:
         super().__init__()
         self.base, self.a, self.b, self.scaling = base, a, b, scaling
 
@@ -154,7 +155,8 @@ class MaskedLora(nn.Module):
         """Maps x (…, in) to (…, out)."""
         a, b = self.a().to(x.dtype), (self.b() * self.scaling).to(x.dtype)  # masks are formed in float32
         update = functional.linear(functional.linear(x, a), b)
-        return functional.linear(x, self.base.weight, self.base.bias) + update
+        found: Tensor = self.base(x) + update
+        return found
 
 
 class MaskedModule(nn.Module):
@@ -171,7 +173,7 @@ class MaskedModule(nn.Module):
     def __init__(self, base: nn.Module, weights: Mapping[str, MaskedWeight]) -> None:
         super().__init__()
         self.base, self.weights, self.again = base, nn.ModuleDict(weights), True
-        if isinstance(base, nn.Embedding):
+        if _looks_up(base):
             base.padding_idx = None  # it would be a row of the few that are formed; padding has no gradient here
         for name in weights:
             setattr(base, name, nn.Parameter(base.get_parameter(name).new_empty(1), requires_grad=False))
@@ -188,7 +190,7 @@ class MaskedModule(nn.Module):
         return list(found)
 
     def _computed(self, *arguments: Any, **named: Any) -> Any:
-        if isinstance(self.base, nn.Embedding):  # most of a small model, and most of its rows are not asked for
+        if _looks_up(self.base):  # most of a small model, and most of its rows are not asked for
             index, places = arguments[0].unique(return_inverse=True)
             rows = self._masked()[0].rows(index).to(self.base.weight.dtype)
             return functional_call(self.base, {"weight": rows}, (places,))
@@ -311,13 +313,30 @@ def _install_full(model: nn.Module, vectors: Sequence[TaskVector], weight: Calla
     """Masks every parameter that tuning changed: at m = 1 the model is the tuned one, at m = 0 the aligned one.
 
     Parameters that it left alone become the aligned model's, whatever they were.
+
+    Raises:
+        InputError: Tuning changed a tensor that is no parameter of the model.
     """
-    covered = set(vectors[0].names)
+    copies = stored_copies(vectors[0])
+    covered: dict[str, str] = {}  # by the parameter's name, which need not be the one in the files
+    for stored, own in parameter_names(model, [*vectors[0].names, *copies]).items():
+        covered.setdefault(own, copies.get(stored, stored))
     names: dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if name in covered:
-            names.setdefault(id(parameter), name)  # tied parameters have one name, and one mask
-    changed = {name for name in names.values() if any(bool(vector.delta(name).any()) for vector in vectors)}
+            names.setdefault(id(parameter), covered[name])  # tied parameters have one name, and one mask
+    taken = set(names.values())
+
+    def moved(name: str) -> bool:
+        return any(bool(vector.delta(name).any()) for vector in vectors)
+
+    changed = {name for name in taken if moved(name)}
+    if left := [name for name in vectors[0].names if name not in taken and moved(name)]:
+        raise InputError(
+            f"tuning changed {len(left)} tensors that are no parameters of the loaded model:\n  {listed(left)}",
+            "transformers merges or ties them as it loads the model: tune an adapter on its other layers and mask "
+            "that, or take a method that puts no masks into the model (interpolation, random_mask, dare)",
+        )
     made: dict[str, MaskedWeight] = {}
     for path, module in reversed(list(model.named_modules())):  # a module is replaced after those inside it
         masks: dict[str, MaskedWeight] = {}
@@ -333,14 +352,25 @@ def _install_full(model: nn.Module, vectors: Sequence[TaskVector], weight: Calla
             _replace(model, path, MaskedModule(module, masks))
 
 
-def _linear(model: nn.Module, path: str) -> nn.Linear:
+def _linear(model: nn.Module, path: str) -> nn.Module:
+    from transformers.pytorch_utils import Conv1D
+
     try:
         child = model.get_submodule(path)
     except AttributeError:
         child = None
-    if not isinstance(child, nn.Linear):
+    if not isinstance(child, nn.Linear | Conv1D):
         raise InputError(f"the model has no linear layer '{path}'", "is the adapter of another base model?")
     return child
+
+
+def _looks_up(module: nn.Module) -> TypeGuard[nn.Embedding]:
+    """Whether a module takes tokens and gives rows of its weight: an embedding, or one of transformers' scaled ones.
+
+    Embeddings of positions are subclasses too, and find the rows from a mask or from an offset of their own.
+    """
+    scaled = type(module).__name__.endswith("ScaledWordEmbedding")
+    return isinstance(module, nn.Embedding) and (type(module).forward is nn.Embedding.forward or scaled)
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:

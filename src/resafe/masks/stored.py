@@ -76,7 +76,12 @@ class StoredMask:
 
     def covers(self, name: str) -> bool:
         """Whether it has values for a tensor."""
-        return logits_key(name, self.settings.granularity) in self.shapes
+        return self._key(name) in self.shapes
+
+    def _key(self, name: str) -> str:
+        """The key of a tensor's values; a stored copy of a tied tensor has those of the one that it copies."""
+        copies: Mapping[str, str] = self.provenance.get("copies") or {}
+        return logits_key(copies.get(name, name), self.settings.granularity)
 
     def problems(self, shapes: Mapping[str, Shape]) -> list[str]:
         """Why it is no mask over tensors of these names and shapes: values for other ones, or of another shape."""
@@ -84,7 +89,7 @@ class StoredMask:
         wanted: dict[str, Shape] = {}
         for name, shape in shapes.items():
             if self.covers(name):
-                wanted[logits_key(name, granularity)] = logits_shape(name, shape, self.settings)
+                wanted[self._key(name)] = logits_shape(name, shape, self.settings)
         for key, have in self.shapes.items():
             if key not in wanted:
                 found.append(f"it has values for {key}, which is not there")
@@ -114,7 +119,7 @@ class StoredMask:
         Raises:
             InputError: The mask does not cover the tensor, or the file changed since it was opened.
         """
-        key, granularity = logits_key(name, self.settings.granularity), self.settings.granularity
+        key, granularity = self._key(name), self.settings.granularity
         if key not in self.shapes:
             raise InputError(f"{self.directory}: no values for '{name}'", "it was learnt on other tensors")
         start, stop = rows

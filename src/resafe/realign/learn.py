@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from resafe.checkpoints.cachedir import cache_root
-from resafe.deltas import origins
+from resafe.deltas import origins, stored_copies
 from resafe.errors import InputError
 from resafe.masks import Mask, MaskLogits, MaskSettings, MaskTrainer, TrainSettings, export_mask
 from resafe.masks.batches import Item
@@ -98,6 +98,8 @@ def train_mask(
         fixed = {key: whole(value.detach()).float() >= KEPT for key, value in logits.values.items()}
         values = {key: torch.where(fixed[key].to(value.device), 1.0, value) for key, value in values.items()}
     facts: dict[str, Any] = {"training": described(training), "export": export, "metrics": metrics}
+    if copies := stored_copies(problem.vectors[0]):
+        facts["copies"] = dict(copies)  # for who applies the mask to files
     if limits.orthogonal:
         logits.to(torch.float32)
         gradient = task_gradient(model, logits, values, settings, items, pad_id, problem.progress, processes)

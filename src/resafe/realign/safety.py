@@ -15,7 +15,7 @@ from torch import Tensor
 
 from resafe.checkpoints import Checkpoint, open_checkpoint
 from resafe.deltas import TaskVector, origins
-from resafe.deltas.lora import product
+from resafe.deltas.lora import product, stored_name, transposed
 from resafe.errors import InputError
 from resafe.masks import MaskLogits
 from resafe.masks.concrete import collected
@@ -36,7 +36,7 @@ class SafetyVector:
     other: Checkpoint
 
     def weight(self, name: str) -> Tensor:
-        """V of one weight of the model.
+        """V of one weight of the model, by its name in the files or in the loaded model.
 
         Raises:
             InputError: The two models have no such tensor in common.
@@ -45,16 +45,20 @@ class SafetyVector:
         one, two = (checkpoint.base or checkpoint for checkpoint in (self.aligned, self.other))
         if one.digest == two.digest:
             return change
-        for model in (one, two):
-            if name not in model.tensors:
-                raise InputError(f"{model.reference} has no tensor '{name}'", "base and unaligned name whole models")
-        weights = one.read(name).to(torch.float32), two.read(name).to(torch.float32)
+        weights = _stored(one, name), _stored(two, name)
         if weights[0].shape != weights[1].shape:
             raise InputError(
                 f"'{name}' has shape {tuple(weights[1].shape)} in {two.reference} and {tuple(weights[0].shape)} in "
                 f"{one.reference}", "give a model of the same architecture",
             )  # fmt: skip
         return weights[0] - weights[1] + change
+
+
+def _stored(model: Checkpoint, name: str) -> Tensor:
+    stored = stored_name(name, model)
+    if stored is None:
+        raise InputError(f"{model.reference} has no tensor '{name}'", "base and unaligned name whole models")
+    return model.read(stored).to(torch.float32)
 
 
 def _adapted(checkpoint: Checkpoint, name: str) -> Tensor:
@@ -115,9 +119,10 @@ def agreements(logits: MaskLogits, problem: Problem, safety: SafetyVector) -> di
 
 def _toward(vector: TaskVector, safety: SafetyVector) -> Callable[[str], Tensor]:
     """∂⟨W, V⟩ with respect to a tensor of the tuned model."""
-    modules = vector.factor_modules()
+    modules, (_, adapter) = vector.factor_modules(), origins(vector)
     if modules is None:
         return safety.weight
+    turned = adapter is not None and transposed(adapter)
     partners = {
         name: (f"{module}.weight", a, b, scale)
         for module, (a, b, scale) in modules.items()
@@ -129,6 +134,7 @@ def _toward(vector: TaskVector, safety: SafetyVector) -> Callable[[str], Tensor]
         v = safety.weight(weight)
         if v.dim() < 2:  # neither model changes this weight
             return torch.zeros(vector.shape(name))
+        v = v.T if turned else v
         other = b if name == a else a
         tuned = vector.aligned(other) + vector.delta(other)
         return scale * (tuned.T @ v if name == a else v @ tuned.T)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resafe.checkpoints import Checkpoint, save_adapter, save_model
-from resafe.deltas import DifferenceVector, TaskVector
+from resafe.deltas import DifferenceVector, TaskVector, stored_copies
+from resafe.errors import InputError, listed
 from resafe.realign.base import Realigned
 
 
@@ -24,14 +25,19 @@ def write_realigned(
 
     Returns:
         `out`.
+
+    Raises:
+        InputError: The model has no place for a tensor of the task vectors.
     """
-    covered = set(vectors[0].names)
+    covered = {name: name for name in vectors[0].names} | dict(stored_copies(vectors[0]))
     if isinstance(vectors[0], DifferenceVector) and tuned.kind == "adapter":
         return save_adapter(out, {name: realigned(name) for name in vectors[0].names}, tuned, card)
     model = tuned if tuned.kind == "model" else tuned.base
     assert model is not None  # a task vector of an adapter cannot be made without its base
+    if left := [name for name in covered if name not in model.tensors]:
+        raise InputError(f"{model.reference} does not have what was realigned:\n  {listed(left)}", "check the base")
     tensors = {
-        name: realigned(name).to(info.dtype) if name in covered else model.read(name)
+        name: realigned(covered[name]).to(info.dtype) if name in covered else model.read(name)
         for name, info in model.tensors.items()
     }
     return save_model(out, tensors, tuned, card)  # an adapter may bring a tokenizer of its own
