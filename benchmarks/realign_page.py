@@ -390,6 +390,8 @@ def report() -> dict[str, Any]:
     page = put(page, "mistakes", "\n".join(mistakes_table(by_row)))
     if ABLATED[0] in by_row:
         page = put(page, "ablations", "\n".join(ablation_table(by_row[ABLATED[0]])))
+    for name in set(ROWS) - set(by_row):
+        page = put(page, name, f"Not run yet: `--rows {name}`.")
     for name, text, lead in blocks(by_row):
         page = put(page, name, text)
         summary[name] = {key: value.value for key, value in lead.items()}
