@@ -65,7 +65,7 @@ def realign(
     settings: Mapping[str, Any] | None = None,
     strength: float | None = None,
     mask: str | Path | None = None,
-    fusion: str | Fusion = "task_arithmetic",
+    fusion: str | Fusion | None = None,
     fusion_settings: Mapping[str, Any] | None = None,
     pairs: str = "embedded",
     harmless: str = "embedded",
@@ -92,7 +92,8 @@ def realign(
         strength: A strength of the method; None takes 1 where the grid has it, else the middle of the grid. To have
             it chosen on validation questions, run a recipe.
         mask: A mask directory to apply, in place of training one (method "somf").
-        fusion: A registered fusion method, or one with its settings and seed.
+        fusion: A registered fusion method, or one with its settings and seed; None is the one that a given mask was
+            learnt with, else task arithmetic.
         fusion_settings: Its settings.
         pairs: Safety pairs for methods that learn.
         harmless: Harmless examples for methods that learn.
@@ -126,11 +127,17 @@ def realign(
     if keep and not trains:
         raise InputError("keep is for what learns, and nothing does here", "leave it out")
     examples, owners = _examples(keep, len(tuned), keep_limit, reader)
+    masks = load_masks(Path(checked["mask"])) if checked.get("mask") is not None and fusion is None else ()
+    if fusion is None:
+        known = masks[0].provenance if masks else {}
+        fusion = recorded_fusion(known, len(tuned), None, fusion_settings, seed or None)
     problem, opened = _problem(
         aligned, tuned, Path(out), trains=trains, keep=examples, keep_of=owners, fusion=fusion,
         fusion_settings=fusion_settings, pairs=pairs, harmless=harmless, data_dir=data_dir, space=space, system=system,
         seed=seed, device=device, dtype=dtype, allow_pickle=allow_pickle, progress=progress, reader=reader,
     )  # fmt: skip
+    if masks:
+        check_order(masks, [item.digest for item in opened], [item.reference for item in opened])
     family = chosen.function(problem, **checked)
     grid = family.strengths
     at = strength if strength is not None else (1.0 if 1.0 in grid else grid[len(grid) // 2])
@@ -227,7 +234,7 @@ def train_mask(
         progress: Called with (step, steps, metrics).
 
     Returns:
-        `out`, for `realign(mask=…)` or the fusion method `mask`.
+        `out`, for `apply_mask` or the fusion method `mask`.
 
     Raises:
         InputError: A checkpoint, setting or data set is wrong or missing.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import peft
 import pytest
 import torch
 import transformers
@@ -182,3 +183,21 @@ def test_nothing_is_left_unwritten_in_silence(lab, tmp_path):
     vector = task_vector(lab.open("full_all"), lab.open("base"))
     with pytest.raises(InputError, match=r"does not have what was realigned:\n  lm_head.weight"):
         write_realigned(tmp_path / "out", [vector], at(vector, 0.5), lab.open("tied"), "")
+
+
+@pytest.mark.parametrize("kind", ["AdaLora", "LoHa", "LoKr", "Vera", "FourierFT", "OFT"])
+def test_kinds_whose_tensors_are_zero_where_they_change_nothing(lab, tmp_path, kind):
+    base, settings = lab.open("base"), {"target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+    settings |= {"AdaLora": {"total_step": 10, "init_r": 4}, "FourierFT": {"n_frequency": 40}}.get(kind, {})
+    settings |= {"OFT": {"oft_block_size": 4}, "FourierFT": {}, "AdaLora": {}}.get(kind, {"r": 4})
+    model = peft.get_peft_model(load_model(base), getattr(peft, f"{kind}Config")(**settings))
+    torch.manual_seed(3)
+    for parameter in (p for p in model.parameters() if p.requires_grad):
+        parameter.data.add_(0.2 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "tuned")
+    tuned = open_checkpoint(f"{lab.root / 'base'}+{tmp_path / 'tuned'}")
+    vector = task_vector(tuned, base)
+    assert not any(bool(vector.aligned(name).any()) for name in vector.names)
+    for strength, wanted in ((0.0, model.eval()), (1.0, load_model(base))):
+        out = write_realigned(tmp_path / f"out{strength}", [vector], at(vector, strength), tuned, "")
+        close(logits(PeftModel.from_pretrained(load_model(base), str(out)).eval()), logits(wanted))

@@ -75,10 +75,12 @@ def test_a_window_shorter_than_the_longest_pair_keeps_prompts_apart(monkeypatch)
     wanted = answer_log_probabilities(windowed(16), list(PAIRED[2]), 1)[0]
     assert float((pair_log_probabilities(windowed(16), PAIRED[2:], 1)[0] - wanted).abs().max()) > 0.1
     assert shares_prompts(windowed(16), PAIRED[:2], 1) and not shares_prompts(windowed(16), PAIRED, 1)
-    assert shares_prompts(windowed(24), PAIRED, 1) and not shares_prompts(windowed(23), PAIRED, 1)
+    longest = max(len(answer) for answer in PAIRED[2])  # a prompt with one answer: the other's place does not count
+    assert longest < 24 and shares_prompts(windowed(longest), PAIRED, 1)
+    assert not shares_prompts(windowed(longest - 1), PAIRED, 1)
     torch.testing.assert_close(
-        pair_log_probabilities(windowed(24), PAIRED, 1).flatten(),
-        answer_log_probabilities(windowed(24), [answer for pair in PAIRED for answer in pair], 1)[0],
+        pair_log_probabilities(windowed(longest), PAIRED, 1).flatten(),
+        answer_log_probabilities(windowed(longest), [answer for pair in PAIRED for answer in pair], 1)[0],
         rtol=1e-5, atol=1e-5,
     )  # fmt: skip
     monkeypatch.setattr("resafe.masks.pairs.attention_window", lambda config: None)

@@ -233,6 +233,17 @@ def test_a_mask_is_applied_with_the_fusion_it_was_learnt_with(lab, fused, tmp_pa
     assert "learnt with the fusion dare" in run("info", place / name)
 
 
+def test_realign_with_a_mask_fuses_as_it_was_learnt_and_keeps_the_order(lab, fused, tmp_path):
+    place, of, families = fused
+    models = [reference(lab, name) for name in ("tuned", "tuned2")]
+    out = resafe.realign(reference(lab, "safe"), models, mask=place / "own", out=tmp_path / "out")
+    found, wanted = open_checkpoint(out), families["own"].at(1.0)
+    for tensor in of.names:
+        torch.testing.assert_close(found.read(tensor), wanted(tensor))
+    with pytest.raises(InputError, match="in another order"):
+        resafe.realign(reference(lab, "safe"), models[::-1], mask=place / "own", out=tmp_path / "other")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

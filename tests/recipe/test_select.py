@@ -59,6 +59,7 @@ def test_where_nothing_was_lost_only_a_loss_counts() -> None:
     assert [candidate.retention for candidate in found.values()] == pytest.approx([1.0, 1.0, 0.9])
     assert choose(list(found.values())).strength == 0.5
     assert judge(1.0, Measured(0.1, 0.0, 0.7), TUNED, TUNED).recovery == 1.0
+    assert judge(1.0, Measured(math.nan, 0.0, 0.7), aligned, tuned).recovery == 0.0
 
 
 def test_of_equals_the_weakest_is_taken() -> None:

@@ -1,9 +1,13 @@
-"""Whether two models have the same tensors, so that one can be subtracted from the other. Reads headers only."""
+"""Whether two models have the same tensors, so that one can be subtracted from the other.
+
+Reads headers only, but for vocabularies that may be stored twice.
+"""
 
 from __future__ import annotations
 
 import re
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -41,12 +45,18 @@ def tied_copies(*checkpoints: Checkpoint) -> dict[str, str]:
     return found
 
 
-def _equal(checkpoint: Checkpoint, *names: str) -> bool:
-    infos = [checkpoint.tensors.get(name) for name in names]
+_KNOWN: WeakKeyDictionary[Checkpoint, dict[tuple[str, str], bool]] = WeakKeyDictionary()
+
+
+def _equal(checkpoint: Checkpoint, one: str, two: str) -> bool:
+    """Whether two stored tensors are equal; vocabularies are large, so what was found is kept with the checkpoint."""
+    infos = [checkpoint.tensors.get(name) for name in (one, two)]
     if None in infos or len({(info.shape, info.dtype) for info in infos if info is not None}) > 1:
         return False
-    one, two = (checkpoint.read(name) for name in names)
-    return torch.equal(one, two)
+    known = _KNOWN.setdefault(checkpoint, {})
+    if (one, two) not in known:
+        known[one, two] = torch.equal(checkpoint.read(one), checkpoint.read(two))
+    return known[one, two]
 
 
 def check_same_shapes(aligned: Checkpoint, tuned: Checkpoint) -> None:

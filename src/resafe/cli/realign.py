@@ -17,7 +17,9 @@ def realign(
     method: Annotated[str, typer.Option(help="see: resafe ls realign")] = "somf",
     setting: Annotated[list[str] | None, typer.Option("--set", help="a setting of the method: NAME=VALUE")] = None,
     strength: Annotated[float | None, typer.Option(help="default: 1 where the method has it, else the middle")] = None,
-    fusion: Annotated[str, typer.Option(help="how several tuned models are combined")] = "task_arithmetic",
+    fusion: Annotated[
+        str | None, typer.Option(help="how several tuned models are combined; default: task_arithmetic")
+    ] = None,
     pairs: Annotated[str, typer.Option(help="safety pairs: embedded, a set, a Hub id or a file")] = "embedded",
     harmless: Annotated[str, typer.Option(help="harmless requests with answers, likewise")] = "embedded",
     keep: Annotated[

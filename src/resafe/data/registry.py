@@ -178,7 +178,8 @@ def locate(reference: str, *, data_dir: Path | None = None, kind: str | None = N
             raise InputError(f"no kind {chosen!r} of data set", f"the kinds are: {', '.join(KINDS)}")
         path = Path(reference)
         return DataSource(path.stem, "", chosen, "", reference, _plain_parser(chosen, path.stem)), path
-    if Path(reference).is_file():
+    known = {name for source in datasets for name in (source.name, source.hub)}
+    if reference not in known and Path(reference).is_file():
         raise InputError(f"{reference}: is no file that can be read as a data set", f"name it {' or '.join(FORMATS)}")
     source = datasets.get(reference)
     if kind is not None and kind != source.kind:

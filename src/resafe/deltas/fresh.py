@@ -17,7 +17,9 @@ from resafe.checkpoints import AdapterModule, Checkpoint, adapter_modules, base_
 from resafe.deltas.lora import transposed
 from resafe.errors import InputError, listed
 
-_FACTORS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_B.bias")
+_FACTORS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_B.bias", "lora_E", "ranknum")
+_KINDS = ("hada_", "lokr_", "vera_", "fourierft_", "oft_")
+"""How the tensors of LoHa, LoKr, VeRA, FourierFT and OFT begin: at zeros these change nothing, as LoRA and AdaLoRA."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ class FreshAdapter:
         return {name: (module, role) for module in modules for role, name in module.parts.items()}
 
     def _zero(self, name: str) -> bool:
-        return self._roles[name][1] in _FACTORS
+        module, role = self._roles[name]
+        owner = module.module.rpartition(".")[2]  # of OFT, whose tensors are `oft_R.weight`
+        return role in _FACTORS or role.startswith(_KINDS) or owner.startswith(_KINDS)
 
     def _base(self, name: str) -> str | None:
         """The base's tensor that decides the value of one that is no factor; None where none is known to."""

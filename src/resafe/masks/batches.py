@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 from resafe.data.chat import before_prompt, encode_answer
@@ -101,7 +101,10 @@ def composition(items: Sequence[Item], size: int, shares: Mapping[str, float]) -
         )
     counts = _dealt(sides, size)
     if left_out := [side for side in sides if counts[side] == 0]:
-        enough = next(more for more in count(size + 1) if all(_dealt(sides, more).values()))
+        enough = math.ceil(sum(sides.values()) / min(sides.values()))  # is enough; the least may be below it
+        enough = next(
+            (more for more in range(size + 1, min(enough, 1000)) if all(_dealt(sides, more).values())), enough
+        )
         found = f"batches of {size} have no place for {' and '.join(left_out)}, with shares {sides}"
         if "safety" in left_out:
             raise InputError(found, f"set batch_size to {enough} or more, or give other shares")

@@ -49,12 +49,13 @@ def shares_prompts(model: Any, pairs: Pairs, pad_id: int) -> bool:
     """Whether a model gives both answers the same log-probabilities with the shared prompt as with one each.
 
     A model whose layers carry state along the sequence does not, nor one that takes no mask of whole positions. Where a
-    window of its attention is shorter than the longest pair, it does not either: a mask of whole positions takes the
-    window's place, and pairs that fit into it would not show that. Tried out on the first pair and on the longest.
+    window of its attention is shorter than the longest prompt with its answer, it does not either: a mask of whole
+    positions takes the window's place, and what fits into it would not show that. Tried out on the first pair and on
+    the longest.
     """
     longest = max(pairs, key=_length)
     window = attention_window(getattr(model, "config", None))
-    if window is not None and window < _length(longest):
+    if window is not None and window < max(len(answer) for pair in pairs for answer in pair):
         return False
     return all(_shares(model, pair, pad_id) for pair in dict.fromkeys((pairs[0], longest)))
 

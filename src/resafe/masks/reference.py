@@ -25,7 +25,7 @@ Reference = Literal["tuned", "aligned", "random"]
 """π_ref of DPO: the tuned model (mask 1), the aligned one (mask 0), or the published one (φ = 0, redrawn each step)."""
 
 _LIBRARIES = ("torch", "transformers")
-_FORMAT = 1  # raised when the same models and items give other numbers
+_FORMAT = 2  # raised when the same models and items give other numbers
 
 
 def precision_of(model: torch.nn.Module) -> list[list[str]]:

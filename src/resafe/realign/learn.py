@@ -75,6 +75,10 @@ def train_mask(
     examples = len(problem.keep_of) > 0 and training.shares.get("task", 0) > 0
     apart = taught and examples and len(problem.vectors) > 1
     model, logits = masked_model(problem, first, training.seed, running.dtype, apart)
+    if settings.rescale != "none" and all(value.numel() == 1 for value in logits.values.values()):
+        raise InputError(
+            f"rescale {settings.rescale!r} over one value a tensor, which is always 1", "set rescale: none"
+        )
     if running.gradient_checkpointing:
         checkpoint_layers(model)
     if processes.world > 1:
@@ -111,18 +115,18 @@ def train_mask(
 def _exported(
     logits: MaskLogits, settings: MaskSettings, training: TrainSettings, export: Export, keep: float
 ) -> dict[str, Tensor]:
-    last, values = max(0, training.steps - 1), {key: whole(value) for key, value in logits.values.items()}
-    masks = {
-        key: export_mask(value, settings, export, keep=keep, seed=training.seed, key=key, step=last)
-        for key, value in values.items()
-    }
-    single = {key: value.detach().float() for key, value in values.items() if value.numel() == 1}
-    if export == "top_k" and single:  # of one value alone there is no share to keep
-        sizes = dict.fromkeys(single, 0)
+    last, masks, single = max(0, training.steps - 1), dict[str, Tensor](), dict[str, Tensor]()
+    for key, sharded in logits.values.items():
+        value = whole(sharded)  # one at a time: all of them are as large as the model
+        masks[key] = export_mask(value, settings, export, keep=keep, seed=training.seed, key=key, step=last)
+        if value.numel() == 1:
+            single[key] = value.detach().float()
+    for task in range(logits.tasks if export == "top_k" else 0):  # of one value alone there is no share to keep
+        sizes: dict[str, int] = {}
         for name, shape in logits.shapes.items():
-            for key in {logits.key(name, task) for task in range(logits.tasks)} & set(single):
-                sizes[key] += math.prod(shape)
-        masks |= top_of_single(single, sizes, keep)
+            if (key := logits.key(name, task)) in single:
+                sizes[key] = sizes.get(key, 0) + math.prod(shape)
+        masks |= top_of_single({key: single[key] for key in sizes}, sizes, keep)
     return masks
 
 

@@ -5,13 +5,14 @@ A mask without training: the first-order scores of `resafe.realign.scores`, cut 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from resafe.errors import InputError
-from resafe.masks import MaskSettings
+from resafe.masks import Mask, MaskSettings
 from resafe.masks.budget import LayerBudget, within_budget
 from resafe.masks.concrete import Granularity
 from resafe.realign.base import Family, Problem, Realigned, realign_method
@@ -73,50 +74,55 @@ def selector(
     settings = with_head_size(
         MaskSettings(granularity=granularity, sampling="direct", initial=1.0, per_task=per_task), problem
     )
-    model, logits = masked_model(problem, settings, problem.seed)
     items, pad_id = encoded_items(problem, answer_tokens)
-    grid = tuple(sorted(shares))
-    against: dict[str, Tensor] | None = None
-    if conflict_only:
-        found = agreements(logits, problem, safety_vector(problem, base, unaligned))
-        against = {key: value.to(logits.values[key].device) for key, value in found.items()}
-    elif base or unaligned:
+    if not conflict_only and (base or unaligned):
         raise InputError("base and unaligned are used by conflict_only", "set conflict_only, or leave them out")
-    masks: dict[float, dict[str, Tensor]] = {}
-    scores: dict[str, Tensor] = {}
+    safety = safety_vector(problem, base, unaligned) if conflict_only else None
+    found: dict[float, tuple[Mask, ...]] = {}
+    kept: dict[float, dict[str, Tensor]] = {}
+    plain = replace(settings, sampling="deterministic", initial=0.0)
 
-    def cut(share: float) -> None:
-        """Adds the mask of a share, which goes on from that of the greatest share below it."""
-        nonlocal scores
-        if not 0 <= share <= 1:
-            raise InputError(f"selector: {share:g} is no share of the entries", "give shares from 0 to 1")
-        below = sorted(other for other in masks if other < share)
-        mask = masks[below[-1]] if below else {key: torch.ones_like(value) for key, value in logits.values.items()}
-        if path or not scores:
-            logits.start_from(settings, _scaled(mask, scale))
-            few = turned(items, len(below) * examples)
-            scores = removal_scores(
-                model, logits, few, examples, pad_id, problem.progress, fisher=fisher, orthogonal=orthogonal
-            )
-            if against is not None:
-                scores = {
-                    key: torch.where(against[key].to(score.device) < 0, score, 0.0) for key, score in scores.items()
-                }
-        if layer_budget is not None:  # what is gone already takes its part of the room
-            gone = {key: torch.where(mask[key] > 0, score, torch.inf) for key, score in scores.items()}
-            scores = within_budget(gone, layer_budget)
-        masks[share] = removal_mask(scores, share, mask)
+    def cut(grid: Sequence[float]) -> int:
+        """Adds masks of shares, each from that of the greatest share below it; gives the number of entries.
 
-    for share in grid:
-        cut(share)
+        The model with masks is gone afterwards: it is twice the model's size, and others are made and measured then.
+        """
+        model, logits = masked_model(problem, settings, problem.seed)
+        against = agreements(logits, problem, safety) if safety is not None else None
+        scores: dict[str, Tensor] = {}
+        for share in sorted(grid):
+            if not 0 <= share <= 1:
+                raise InputError(f"selector: {share:g} is no share of the entries", "give shares from 0 to 1")
+            below = sorted(other for other in kept if other < share)
+            mask = ones = {key: torch.ones_like(value) for key, value in logits.values.items()}
+            if below:
+                mask = {key: value.to(ones[key]) for key, value in kept[below[-1]].items()}
+            if path or not scores:
+                logits.start_from(settings, _scaled(mask if path else ones, scale))
+                few = turned(items, len(below) * examples if path else 0)
+                scores = removal_scores(
+                    model, logits, few, examples, pad_id, problem.progress, fisher=fisher, orthogonal=orthogonal
+                )
+                if against is not None:
+                    scores = {
+                        key: torch.where(against[key].to(score.device) < 0, score, 0.0) for key, score in scores.items()
+                    }
+            if layer_budget is not None:  # what is gone already takes its part of the room
+                gone = {key: torch.where(mask[key] > 0, score, torch.inf) for key, score in scores.items()}
+                scores = within_budget(gone, layer_budget)
+            mask = removal_mask(scores, share, mask)
+            kept[share] = {key: value > 0 for key, value in mask.items()}
+            found[share] = logits.masks_of(_scaled(mask, scale), plain)
+        return sum(value.numel() for value in logits.values.values())
+
+    entries = cut(shares)
 
     def at(share: float) -> Realigned:
-        if share not in masks:
-            cut(share)
-        plain = replace(settings, sampling="deterministic", initial=0.0)
-        return mask_family(problem, logits.masks_of(_scaled(masks[share], scale), plain), (1.0,)).at(1.0)
+        if share not in found:
+            cut([share])
+        return mask_family(problem, found[share], (1.0,)).at(1.0)
 
-    return Family("removed share", grid, at, {"entries": sum(score.numel() for score in scores.values())})
+    return Family("removed share", tuple(sorted(shares)), at, {"entries": entries})
 
 
 def _scaled(mask: dict[str, Tensor], scale: float) -> dict[str, Tensor]:

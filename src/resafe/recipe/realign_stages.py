@@ -174,8 +174,9 @@ def _kept(stage: Stage, shapes: Mapping[str, tuple[int, ...]]) -> float:
             key = logits_key(name, mask.settings.granularity)
             entries[key] = entries.get(key, 0) + math.prod(shape)
         for key, value in mask.values.items():
-            kept += float(scaled_mask(value, strength).sum()) * (entries[key] / value.numel())
-            total += entries[key]
+            count = entries.get(key, value.numel())  # a tensor that this entry's models did not tune
+            kept += float(scaled_mask(value, strength).sum()) * (count / value.numel())
+            total += count
     return kept / total
 
 

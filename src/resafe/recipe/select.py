@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
@@ -83,4 +84,6 @@ def _ratio(part: float, whole: float) -> float:
     Tuning may leave a model as safe as it was, or safer, and a task may be one that it does not improve. A ratio would
     then reward what goes away from both models.
     """
+    if math.isnan(part) or math.isnan(whole):
+        return 0.0
     return part / whole if whole > 1e-9 else 1.0 + min(0.0, part - whole)
