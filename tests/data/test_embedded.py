@@ -9,6 +9,7 @@ from itertools import combinations
 import pytest
 
 from resafe.data import embedded
+from resafe.data.dealt import dealt
 from resafe.data.embedded import PARTS, HarmfulRow, harmful_rows, harmless_rows, plain_texts
 from resafe.data.mixes import normalised
 from resafe.errors import InputError
@@ -74,8 +75,8 @@ def test_split_rule_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_shares_by_largest_remainder() -> None:
-    assert embedded._shares({"a": 5, "b": 3, "c": 2}, 7) == {"a": 4, "b": 2, "c": 1}  # 3.5, 2.1, 1.4
-    assert embedded._shares({"a": 1, "b": 1, "c": 1}, 2) == {"a": 1, "b": 1, "c": 0}
+    assert dealt({"a": 5, "b": 3, "c": 2}, 7) == {"a": 4, "b": 2, "c": 1}  # 3.5, 2.1, 1.4
+    assert dealt({"a": 1, "b": 1, "c": 1}, 2) == {"a": 1, "b": 1, "c": 0}
 
 
 def test_unknown_parts_and_kinds() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any, TypeVar
 
+from resafe.data.dealt import dealt
 from resafe.errors import InputError
 
 PARTS = ("train", "validation", "test")
@@ -82,17 +83,6 @@ def _later(row: Row) -> bool:
     return not isinstance(row, TextRow) and int(row.id.partition("-")[2]) > last
 
 
-def _shares(sizes: dict[str, int], total: int) -> dict[str, int]:
-    """`total` divided over groups in proportion to their sizes, largest remainders first, ties by name."""
-    whole = sum(sizes.values())
-    exact = {name: size * total / whole for name, size in sizes.items()}
-    shares = {name: int(value) for name, value in exact.items()}
-    by_remainder = sorted(sizes, key=lambda name: (shares[name] - exact[name], name))
-    for name in by_remainder[: total - sum(shares.values())]:
-        shares[name] += 1
-    return shares
-
-
 def _take(rows: Iterable[Row], part: str, test: int, validation: int) -> list[Row]:
     """The rows of one group that fall in `part`: ranked by the digest of their id, test first, then validation."""
     ranked = sorted(rows, key=lambda row: (_later(row), _rank(row)))
@@ -148,7 +138,7 @@ def harmless_rows(part: str | None = None, kind: str | None = None) -> list[Harm
     look_alike = _groups([row for row in rows if row.kind == "look_alike"], lambda row: row.category)
     plain = _groups([row for row in rows if row.kind == "plain"], lambda row: row.category)
     sizes = {category: sum(not _later(row) for row in group) for category, group in plain.items()}
-    test, validation = _shares(sizes, PLAIN_TEST), _shares(sizes, PLAIN_VALIDATION)
+    test, validation = dealt(sizes, PLAIN_TEST), dealt(sizes, PLAIN_VALIDATION)
     chosen = {row.id for g in look_alike.values() for row in _take(g, part, LOOK_ALIKE_TEST, LOOK_ALIKE_VALIDATION)}
     chosen |= {row.id for name, g in plain.items() for row in _take(g, part, test[name], validation[name])}
     return [row for row in wanted if row.id in chosen]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from resafe.data.chat import before_prompt, encode_answer
+from resafe.data.dealt import dealt
 from resafe.data.items import Example, Pair
 from resafe.errors import InputError
 from resafe.masks.losses import Encoded
@@ -99,26 +100,14 @@ def composition(items: Sequence[Item], size: int, shares: Mapping[str, float]) -
             f"{', '.join(sorted(there)) or 'none'}",
             "give one of those a share, or give examples of the task (keep)",
         )
-    counts = _dealt(sides, size)
+    counts = dealt(sides, size)
     if left_out := [side for side in sides if counts[side] == 0]:
         enough = math.ceil(sum(sides.values()) / min(sides.values()))  # is enough; the least may be below it
-        enough = next(
-            (more for more in range(size + 1, min(enough, 1000)) if all(_dealt(sides, more).values())), enough
-        )
+        enough = next((more for more in range(size + 1, min(enough, 1000)) if all(dealt(sides, more).values())), enough)
         found = f"batches of {size} have no place for {' and '.join(left_out)}, with shares {sides}"
         if "safety" in left_out:
             raise InputError(found, f"set batch_size to {enough} or more, or give other shares")
         warnings.warn(f"{found}; from batch_size {enough} on they have", stacklevel=2)
-    return counts
-
-
-def _dealt(shares: Mapping[str, float], size: int) -> dict[str, int]:
-    total = sum(shares.values())
-    exact = {side: size * share / total for side, share in shares.items()}
-    counts = {side: int(part) for side, part in exact.items()}
-    by_remainder = sorted(exact, key=lambda side: (counts[side] - exact[side], side))
-    for side in by_remainder[: size - sum(counts.values())]:
-        counts[side] += 1
     return counts
 
 
