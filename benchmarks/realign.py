@@ -21,7 +21,7 @@ from pathlib import Path
 
 import yaml
 from realign_page import report
-from realign_rows import KEPT, REFERS, ROWS, condense, entry_digests, joined, missing, read_kept, row_digest, written
+from realign_rows import KEPT, ROWS, condense, entry_digests, joined, missing, read_kept, referred, row_digest, written
 
 
 def run(row: str, seed: int, names: set[str], data_dir: Path, out: Path) -> None:
@@ -29,7 +29,7 @@ def run(row: str, seed: int, names: set[str], data_dir: Path, out: Path) -> None
     root = out / f"seed-{seed}"  # rows of a seed share the aligned model
     recipe, kept = dict(written()), read_kept(row, seed)
     for name, entry in reversed(recipe["realign"].items()):  # an entry that uses another's mask stands after it
-        names |= {entry[key] for key in REFERS if key in entry} if name in names else set()
+        names |= set(referred(entry)) if name in names else set()
     recipe["realign"] = {name: entry for name, entry in recipe["realign"].items() if name in names}
     root.mkdir(parents=True, exist_ok=True)
     path = root / f"{row}.yaml"

@@ -200,8 +200,14 @@ def entry_digests() -> dict[str, str]:
         )
         method = REALIGN.get(own["method"])
         defaults = [[p.name, repr(p.default)] for p in method.parameters if p.name not in method.traits["later"]]
-        found[name] = digest_value([own, defaults, *preset, *(found[own[key]] for key in REFERS if key in own)])
+        found[name] = digest_value([own, defaults, *preset, *(found[other] for other in referred(entry))])
     return found
+
+
+def referred(entry: Mapping[str, Any]) -> list[str]:
+    """The entries whose masks an entry uses or measures."""
+    given = [entry[key] for key in REFERS if key in entry]
+    return [name for one in given for name in ([one] if isinstance(one, str) else one)]
 
 
 def asked(row: str, seed: int) -> list[str]:

@@ -403,11 +403,16 @@ def test_dpo_follows_sft_and_a_mask_is_used_again(tiny: TinyRun, tmp_path: Path)
     import torch
     from safetensors.torch import load_file
 
+    from resafe.masks.format import load_masks
+
     dpo = {"steps": 2, "learning_rate": 0.01, "batch_size": 4, "max_tokens": 64}
     raw = changed(tiny, align__dpo=dpo, align__sft={**tiny.raw["align"]["sft"], "steps": 2})
     raw["tune"] = {"first": {**raw["tune"]["first"], "harmful_share": 0.0, "steps": 2}}
     mask = {**raw["realign"]["mask"], "settings": {"steps": 2, "batch_size": 8}, "strength": 1.0}
-    raw["realign"] = {"mask": mask, "again": {"method": "somf", "tuned": ["first"], "mask_of": "mask", "strength": 1.0}}
+    other = {**mask, "settings": {**mask["settings"], "seed": 7}}
+    used = {"method": "somf", "tuned": ["first"], "strength": 1.0}
+    again, mean = {**used, "mask_of": "mask"}, {**used, "mask_of": ["mask", "other"]}
+    raw["realign"] = {"mask": mask, "again": again, "other": other, "mean": mean}
     raw["questions"] = {**raw["questions"], "harmful_limit": 2, "harmless_limit": 2, "task_items": 2}
     outcome = run_recipe(check_recipe(raw, ""), tmp_path / "run")
     align = directory(tmp_path / "run", "align")
@@ -420,6 +425,14 @@ def test_dpo_follows_sft_and_a_mask_is_used_again(tiny: TinyRun, tmp_path: Path)
     )  # fmt: skip
     assert any(not torch.equal(sft[name], adapter[name]) for name in sft)
     assert all(torch.equal(mask_[name], again[name]) for name in mask_)
+    one, two, both = (
+        load_masks(directory(tmp_path / "run", f"realign-{name}") / "mask")[0].values
+        for name in ("mask", "other", "mean")
+    )
+    assert any(not torch.equal(one[name], two[name]) for name in one)  # trained on other batches
+    for name, value in both.items():
+        mean_ = (one[name].double() + two[name].double()) / 2
+        torch.testing.assert_close(value.double(), mean_, atol=0.5 / 255 + 1e-6, rtol=0)  # a file holds 1/255s
     rows = to_json(outcome.results)["rows"]
     assert rows[2]["perplexity"] == rows[3]["perplexity"]
     assert rows[1]["note"] == ""  # benign

@@ -22,7 +22,7 @@ from resafe.realign.safety import safety_vector
 from resafe.realign.warm import WarmScores, WarmStart
 
 LATER = ("warm_scores", "layer_budget", "conflict_only", "orthogonal", "base", "unaligned", "logits",
-         "step_in_backward", "fused")  # fmt: skip
+         "step_in_backward", "fused", "seed")  # fmt: skip
 
 
 def _given(**changes: Any) -> dict[str, Any]:
@@ -76,6 +76,7 @@ def somf(
     logits: StorageName = "float32",
     step_in_backward: bool = False,
     fused: FusedName = "auto",
+    seed: int | None = None,
 ) -> Family:
     """Trains (or reads) one mask over the task vectors of all tuned models; settings left out come from the preset.
 
@@ -125,6 +126,8 @@ def somf(
         logits: Precision of the logits; bfloat16 with stochastic rounding (needs torchao).
         step_in_backward: Step every tensor in the backward pass and free its gradient.
         fused: Form every masked weight in one pass compiled by torch.compile: "auto" on CUDA only, "on", "off".
+        seed: Of the mask's training alone (order and composition of the batches, draws); the problem's by default.
+            Masks learnt with several seeds can be averaged.
 
     Raises:
         InputError: A setting is out of its range, or is used by nothing.
@@ -151,7 +154,7 @@ def somf(
     )
     training = replace(
         chosen.training,
-        seed=problem.seed,
+        seed=problem.seed if seed is None else seed,
         **_given(
             loss=loss, steps=steps, learning_rate=learning_rate, batch_size=batch_size, beta=beta,
             reference=reference, shares=shares, removal_price=removal_price, task_divergence=task_divergence,

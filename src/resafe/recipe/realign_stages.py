@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from resafe.evals.refusal import rules_digest
 from resafe.evals.sets import QuestionSet
 from resafe.fusion import FUSION, Fusion
 from resafe.masks import PRESETS
+from resafe.masks.average import average_directories
 from resafe.masks.format import load_masks, save_masks
 from resafe.provenance import described, digest_files, digest_value
 from resafe.realign import REALIGN, Family, Problem, write_realigned
@@ -29,11 +30,11 @@ from resafe.recipe.stage import Stage, write_json
 def realign(context: Context, name: str, aligned: Stage, tuned: dict[str, Stage], earlier: dict[str, Stage]) -> Stage:
     """Runs one entry of `realign`; it gets `adapter/` (or `model/`), `selection.json` and, for masks, `mask/`."""
     part = context.recipe.realign[name]
-    other = earlier.get(part.keep_rate_of or part.mask_of or "")
+    others = [earlier[other] for other in part.refers_to]
 
     def work(path: Path) -> dict[str, Any]:
         problem = _problem(context, part, aligned, tuned, path)
-        family = _family(part, problem, other)
+        family = _family(part, problem, others, path / "work" / "mean")
         if family.masks:
             save_masks(family.masks, path / "mask")
         like = context.open_stage(tuned[part.tuned[0]])
@@ -52,7 +53,7 @@ def realign(context: Context, name: str, aligned: Stage, tuned: dict[str, Stage]
         write_json(path / "selection.json", selection)
         return {"strength": chosen.strength, **family.facts}
 
-    method = REALIGN.get(part.method)
+    method, digests = REALIGN.get(part.method), [other.digest for other in others]
     depends = {
         # titles are for the report alone, and what does not ask for a frontier is what it was without the option
         "part": part.model_dump(mode="json", exclude={"title", "kind", *(() if part.frontier else ("frontier",))}),
@@ -61,7 +62,7 @@ def realign(context: Context, name: str, aligned: Stage, tuned: dict[str, Stage]
         "presets": _presets(part) if method.traits["makes_mask"] else {},
         "aligned": aligned.digest,
         "tuned": [tuned[task].digest for task in part.tuned],
-        "other": other.digest if other else None,
+        "other": digests[0] if len(digests) == 1 else digests or None,
         "validation": None if part.strength is not None else _validation_digest(context, part.tuned),
         "seed": context.recipe.seed,
         "dtype": context.dtype,
@@ -144,21 +145,27 @@ def check_methods(recipe: Recipe) -> None:
         borrowed: dict[str, Any] = {"removed": [0.5]} if entry.keep_rate_of else {}
         borrowed |= {"mask": "mask"} if entry.mask_of else {}
         REALIGN.get(entry.method).check({**entry.settings, **borrowed})
-        source = entry.keep_rate_of or entry.mask_of
-        if source is not None and not REALIGN.get(recipe.realign[source].method).traits["makes_mask"]:
-            raise InputError(
-                f"'{source}' makes no mask, and another entry refers to its mask", "refer to an entry with method: somf"
-            )
+        for source in entry.refers_to:
+            if not REALIGN.get(recipe.realign[source].method).traits["makes_mask"]:
+                raise InputError(
+                    f"'{source}' makes no mask, and another entry refers to its mask",
+                    "refer to an entry with method: somf",
+                )
         FUSION.get(entry.fusion.name).check(entry.fusion.settings)
 
 
-def _family(part: RealignPart, problem: Problem, other: Stage | None) -> Family:
+def _family(part: RealignPart, problem: Problem, others: Sequence[Stage], mean: Path) -> Family:
+    """An entry's family; the mean of several masks is written to `mean` first."""
     method = REALIGN.get(part.method)
     settings = dict(part.settings)
-    if other is not None and part.keep_rate_of:
-        settings["removed"] = [1.0 - _kept(other, {name: problem.vectors[0].shape(name) for name in problem.names})]
-    if other is not None and part.mask_of:
-        settings["mask"] = str(other.path / "mask")
+    if part.keep_rate_of:
+        kept = _kept(others[0], {name: problem.vectors[0].shape(name) for name in problem.names})
+        settings["removed"] = [1.0 - kept]
+    elif others:
+        masks = [other.path / "mask" for other in others]
+        if len(masks) > 1:
+            save_masks(average_directories(masks), mean)
+        settings["mask"] = str(masks[0] if len(masks) == 1 else mean)
     family: Family = method.function(problem, **method.check(settings))
     return family
 

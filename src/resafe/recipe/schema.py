@@ -170,8 +170,16 @@ class RealignPart(Part):
     fusion: FusionPart = FusionPart()
     strength: float | None = Field(default=None, description="null: chosen on validation questions")
     keep_rate_of: str | None = Field(default=None, description="remove the share that this other entry's mask removes")
-    mask_of: str | None = Field(default=None, description="use this other entry's mask")
+    mask_of: str | list[str] | None = Field(
+        default=None, description="use this other entry's mask, or the mean of several entries' masks"
+    )
     frontier: bool = Field(default=False, description="evaluate every strength on the test questions")
+
+    @property
+    def refers_to(self) -> list[str]:
+        """The entries whose masks this one uses or measures, in order."""
+        given = self.keep_rate_of or self.mask_of or []
+        return [given] if isinstance(given, str) else list(given)
 
 
 class ValidationPart(Part):
@@ -292,14 +300,17 @@ class Recipe(Part):
             for tuned in entry.tuned:
                 if tuned not in self.tune:
                     raise ValueError(f"realign.{name}.tuned: no tuned model '{tuned}'; known: {', '.join(self.tune)}")
-            for field in ("keep_rate_of", "mask_of"):
-                other = getattr(entry, field)
-                earlier = list(self.realign)[: list(self.realign).index(name)]
-                if other is not None and other not in earlier:
-                    known = ", ".join(earlier) or "none"
-                    raise ValueError(f"realign.{name}.{field}: no earlier entry '{other}'; earlier ones: {known}")
             if entry.keep_rate_of and entry.mask_of:
                 raise ValueError(f"realign.{name}: keep_rate_of and mask_of exclude each other; give one of them")
+            if entry.mask_of == []:
+                raise ValueError(f"realign.{name}.mask_of: names no entry; name one, or leave it out")
+            earlier = list(self.realign)[: list(self.realign).index(name)]
+            for other in entry.refers_to:
+                if other not in earlier:
+                    field, known = "keep_rate_of" if entry.keep_rate_of else "mask_of", ", ".join(earlier) or "none"
+                    raise ValueError(f"realign.{name}.{field}: no earlier entry '{other}'; earlier ones: {known}")
+                if entry.refers_to.count(other) > 1:
+                    raise ValueError(f"realign.{name}.mask_of: names '{other}' twice; name each entry once")
         for name in (*self.tune, *self.realign):
             if not _NAME.fullmatch(name):
                 raise ValueError(f"'{name}' cannot be a name: use letters, digits, '.', '_' and '-'")
