@@ -271,7 +271,7 @@ class TestCommands:
         ("arguments", "message"),
         [
             (["score", "FILE", "-j", "refusl"], "no judge 'refusl'"),
-            (["score", "FILE", "-j", "refusal", "-s", "x"], "has no value"),
+            (["score", "FILE", "-j", "refusal", "-s", "x"], "not of the form NAME=VALUE"),
             (["score", "FILE", "-j", "refusal", "-j", "refusal"], "named twice"),
             (["score", "gone.jsonl", "-j", "refusal"], "no file gone.jsonl"),
             (["calibrate", "refusal"], "nothing to calibrate on"),

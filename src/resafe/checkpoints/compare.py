@@ -26,6 +26,11 @@ def is_vocabulary(name: str) -> bool:
     return _EMBEDDING.search(name) is not None or name.endswith(("lm_head.bias", "embed_out.bias"))
 
 
+def is_output_layer(name: str) -> bool:
+    """Whether a tensor's name is that of an output layer, which a model may tie to its embedding."""
+    return name.endswith(_HEADS)
+
+
 def tied_copies(*checkpoints: Checkpoint) -> dict[str, str]:
     """Output layers that are stored beside the embedding that they equal, in all of the checkpoints: name → embedding.
 
@@ -36,7 +41,7 @@ def tied_copies(*checkpoints: Checkpoint) -> dict[str, str]:
     if any(checkpoint.config.get("tie_word_embeddings") is False for checkpoint in checkpoints):
         return {}
     vocabularies = [name for name in first.tensors if name.endswith(".weight") and is_vocabulary(name)]
-    heads = [name for name in vocabularies if name.endswith(_HEADS)]
+    heads = [name for name in vocabularies if is_output_layer(name)]
     found = {}
     for head in heads:
         for embedding in (name for name in vocabularies if name not in heads):

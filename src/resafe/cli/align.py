@@ -29,10 +29,10 @@ from resafe.cli.training import (
     Targets,
     is_main,
     lora_values,
-    named_values,
     show,
 )
 from resafe.files import split_names
+from resafe.settings import named_values
 
 
 def align(

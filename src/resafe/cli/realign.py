@@ -7,7 +7,8 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from resafe.cli.training import MaxBadShare, named_values
+from resafe.cli.training import MaxBadShare
+from resafe.settings import named_values
 
 
 def realign(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -39,36 +38,6 @@ ReportTo = Annotated[list[str] | None, typer.Option(help="trackers: wandb, tenso
 AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="also read *.bin, as plain tensors")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the figures as one JSON object")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress")]
-
-
-def named_values(items: list[str] | None, option: str) -> dict[str, Any]:
-    """Settings from NAME=VALUE, the values read as YAML (1e-5 as a number, too).
-
-    Raises:
-        InputError: An item has another form.
-    """
-    import yaml
-
-    from resafe.errors import InputError
-
-    found: dict[str, Any] = {}
-    for item in items or []:
-        name, sign, text = item.partition("=")
-        if not sign or not name:
-            raise InputError(
-                f"{option} {item} is not of the form NAME=VALUE", f"for example: {option} learning_rate=1e-4"
-            )
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise InputError(
-                f"{option} {item}: its value cannot be read", "quotes and brackets come in pairs"
-            ) from None
-        if isinstance(value, str):
-            with contextlib.suppress(ValueError):
-                value = float(value)  # YAML takes 1e-5 for a text
-        found[name] = tuple(value) if isinstance(value, list) else value
-    return found
 
 
 def lora_values(rank: int | None, alpha: float | None, targets: str | None, dropout: float | None) -> dict[str, Any]:

@@ -29,9 +29,9 @@ from resafe.cli.training import (
     Targets,
     is_main,
     lora_values,
-    named_values,
     show,
 )
+from resafe.settings import named_values
 
 
 def tune(

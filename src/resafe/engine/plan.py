@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from resafe.checkpoints import Checkpoint, RemoteFile, TensorInfo, open_checkpoint, parse_size
-from resafe.checkpoints.compare import vocabulary_note
+from resafe.checkpoints.compare import is_output_layer, vocabulary_note
 from resafe.engine.coefficients import Coefficients
 from resafe.engine.companion import check_companion, read_through
 from resafe.engine.layout import Placed, Unit, lay_out, lay_out_like
@@ -263,7 +263,7 @@ def _match(
             continue
         if name.endswith(_BUFFERS):
             notes.append(f"{label}: {name} is left out; it is computed anew when a model is loaded")
-        elif base.config.get("tie_word_embeddings") and name.endswith("lm_head.weight"):
+        elif base.config.get("tie_word_embeddings") and is_output_layer(name):
             problems.append(f"{label}: stores {name}, which the base ties to its embeddings; untie the base first")
         else:
             problems.append(f"{label}: has {name}, the base does not")
@@ -285,7 +285,7 @@ def _tied_to(name: str, info: TensorInfo, checkpoint: Checkpoint, *, matched: bo
 
     Its number of rows may differ where they are matched by token.
     """
-    if not checkpoint.config.get("tie_word_embeddings") or not name.endswith(("lm_head.weight", "embed_out.weight")):
+    if not checkpoint.config.get("tie_word_embeddings") or not is_output_layer(name):
         return None
     from_ = 1 if matched else 0
     same = [

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 from resafe.errors import InputError
 from resafe.registry import Method, Registry
+from resafe.settings import named_values
 
 Measure = Literal["refusal", "harm", "preference"]
 """What a judge's score of 1 stands for: a refusal, a harmful response, or the first of two preferred."""
@@ -162,28 +163,6 @@ def check_threshold(threshold: float) -> None:
         )
 
 
-def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """Settings given as `name=value`, values read as YAML.
-
-    Raises:
-        InputError: A pair has no "=", or a value cannot be read.
-    """
-    import yaml
-
-    settings: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise InputError(f"a judge's setting {pair!r} has no value", "write it as name=value")
-        try:
-            settings[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise InputError(
-                f"a judge's setting {pair!r}: its value cannot be read", "quotes and brackets come in pairs"
-            ) from None
-    return settings
-
-
 def settings_for(
     names: Sequence[str], pairs: Sequence[str], max_cost: float | None = None
 ) -> dict[str, dict[str, Any]]:
@@ -200,7 +179,7 @@ def settings_for(
     if len(set(names)) < len(names):
         raise InputError(f"a judge is named twice: {', '.join(names)}", "name each once")
     settings: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for key, value in parse_settings(pairs).items():
+    for key, value in named_values(pairs, "a judge's setting", "threshold=0.5").items():
         owner, dot, setting = key.partition(".")
         if dot and owner in settings:
             settings[owner][setting] = value
@@ -242,6 +221,5 @@ __all__ = [
     "judge_named",
     "judges",
     "make_judge",
-    "parse_settings",
     "settings_for",
 ]
