@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from realign_rows import ABLATED, ENDS, HERE, KEPT, ROWS, SIDES, Row, ablations, load, row_digest, written
+from realign_rows import ENDS, HERE, KEPT, ROWS, SIDES, Row, ablations, load, row_digest, written
 
 from resafe.evals.frontier import crossing, dominated_volume
 from resafe.evals.statistics import Bootstrap, Interval
@@ -110,8 +110,10 @@ class Frontier:
     cheaper: Interval
 
 
-def frontiers(rows: Sequence[Row], methods: Sequence[str], bootstrap: Bootstrap) -> dict[str, Frontier]:
-    """Method → its frontier."""
+def frontiers(
+    rows: Sequence[Row], methods: Sequence[str], bootstrap: Bootstrap, lead: str = LEAD
+) -> dict[str, Frontier]:
+    """Method → its frontier; the lead is one of them."""
     groups = {method: rows[0].members(method) or [method] for method in methods}
     columns = stacked(rows, (*ENDS, *(name for few in groups.values() for name in few)))
     ends = np.cumsum([0, *(len(few) for few in groups.values())])
@@ -127,9 +129,9 @@ def frontiers(rows: Sequence[Row], methods: Sequence[str], bootstrap: Bootstrap)
     return {
         method: Frontier(
             bootstrap.interval(lambda means, m=method: area(means, m), columns),
-            bootstrap.interval(lambda means, m=method: area(means, LEAD) - area(means, m), columns),
+            bootstrap.interval(lambda means, m=method: area(means, lead) - area(means, m), columns),
             bootstrap.interval(lambda means, m=method: price(means, m), columns),
-            bootstrap.interval(lambda means, m=method: price(means, m) - price(means, LEAD), columns),
+            bootstrap.interval(lambda means, m=method: price(means, m) - price(means, lead), columns),
         )
         for method in methods
     }
@@ -191,16 +193,17 @@ def table(rows: Sequence[Row], bootstrap: Bootstrap) -> list[str]:
     return lines
 
 
-def frontier_table(rows: Sequence[Row], bootstrap: Bootstrap) -> list[str]:
-    """Volumes of the frontiers of one row, over its seeds."""
-    titles = titles_of(rows)
-    methods = [m for m in titles if m not in ENDS]
+def frontier_table(rows: Sequence[Row], bootstrap: Bootstrap, more: Sequence[str] = ()) -> list[str]:
+    """Volumes of the frontiers of one row, over its seeds; of further entries the first is what others stand beside."""
+    titles = {name: ablations()[name]["title"] for name in more} | titles_of(rows)
+    methods, lead = [m for m in titles if m not in ENDS], more[0] if more else LEAD
+    called = titles[lead]
     lines = [
-        f"| method | strengths | kept of the change | volume | SOMF's minus this | | added at R_s {LEVEL:g} "
-        "| more than SOMF | |",
+        f"| method | strengths | kept of the change | volume | {called}'s minus this | | added at R_s {LEVEL:g} "
+        f"| more than {called} | |",
         "| --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | --- |",
     ]
-    for method, one in frontiers(rows, methods, bootstrap).items():
+    for method, one in frontiers(rows, methods, bootstrap, lead).items():
         members = rows[0].members(method) or [method]
         rates = [row.facts["models"][members[0]].get("keep_rate") for row in rows]
         kept = "" if None in rates else f"{np.mean(rates):.3f}"
@@ -208,7 +211,7 @@ def frontier_table(rows: Sequence[Row], bootstrap: Bootstrap) -> list[str]:
             f"| {titles[method]} | {len(members)} | {kept} | {shown(one.volume, 1, 3)} "
             + (
                 f"| | | {shown(one.price, digits=1)} | | |"
-                if method == LEAD
+                if method == lead
                 else f"| {shown(one.ahead, 1, 3)} | {told(one.ahead)} | {shown(one.price, digits=1)} "
                 f"| {shown(one.cheaper, digits=1)} | {told(one.cheaper)} |"
             )
@@ -223,7 +226,7 @@ def ablation_table(rows: Sequence[Row]) -> list[str]:
         "| more than SOMF | | at every strength: R_s, R_u, added |",
         "| --- | --- | ---: | ---: | ---: | --- | ---: | ---: | --- | --- |",
     ]
-    for name, entry in {LEAD: {"title": "nothing changed"}, **ablations()}.items():
+    for name, entry in {LEAD: {"title": "nothing changed"}, **ablations(rows[0].name)}.items():
         if not (having := [row for row in rows if name in row.facts["entries"]]):
             continue
         bootstrap = Bootstrap(2000, blocks=len(having))
@@ -248,6 +251,11 @@ def safety_lost(rows: Sequence[Row]) -> bool:
     """Whether tuning cost safety, so that R_s means something: at least ten points of the harmful questions."""
     columns = stacked(rows, ENDS)["harmful"].mean(axis=1)
     return bool(columns[0] - columns[1] >= 0.1)
+
+
+def further(rows: Sequence[Row]) -> list[str]:
+    """The entries that a row's seeds have beside the recipe's."""
+    return [name for name in ablations(rows[0].name) if all(name in row.facts["entries"] for row in rows)]
 
 
 def member_table(rows: Sequence[Row]) -> list[str]:
@@ -388,8 +396,10 @@ def report() -> dict[str, Any]:
     by_row = {name: rows for name in ROWS if (rows := [row for row in with_lead if row.name == name])}
     page, summary = put(PAGE.read_text(), "rows", "\n".join(summary_table(by_row))), {}
     page = put(page, "mistakes", "\n".join(mistakes_table(by_row)))
-    if ABLATED[0] in by_row:
-        page = put(page, "ablations", "\n".join(ablation_table(by_row[ABLATED[0]])))
+    if rows := by_row.get("a10"):
+        page = put(page, "ablations", "\n".join(ablation_table(rows)))
+    if (rows := by_row.get("a10-full")) and further(rows):
+        page = put(page, "stronger", "\n".join(frontier_table(rows, Bootstrap(2000, blocks=len(rows)), further(rows))))
     for name in set(ROWS) - set(by_row):
         page = put(page, name, f"Not run yet: `--rows {name}`.")
     for name, text, lead in blocks(by_row):

@@ -47,8 +47,6 @@ SIDES = ("harmful", "harmless", "task")
 ENDS = ("aligned", "tuned-task")
 REFERS = ("keep_rate_of", "mask_of")
 ABLATIONS = HERE / "ablations.yaml"
-ABLATED = ("a10", 1)
-"""The row and seed whose run has the ablations, too: entries that are the default preset with one thing changed."""
 
 
 @dataclass(frozen=True)
@@ -178,10 +176,19 @@ def written() -> Mapping[str, Any]:
 
 
 @cache
-def ablations() -> Mapping[str, Any]:
-    """The entries of one row and seed only."""
-    entries: dict[str, Any] = yaml.safe_load(ABLATIONS.read_text())
-    return entries
+def ablations(row: str | None = None) -> Mapping[str, Any]:
+    """The entries that the recipe does not have: those of one row, or all; each is run with one seed (`asked`)."""
+    found: dict[str, Any] = {}
+    for place, entries in read_ablations().items():
+        found |= entries if row in (None, place.rpartition("-")[0]) else {}
+    return found
+
+
+@cache
+def read_ablations() -> Mapping[str, Mapping[str, Any]]:
+    """Row-seed → its entries."""
+    found: dict[str, dict[str, Any]] = yaml.safe_load(ABLATIONS.read_text())
+    return found
 
 
 def row_digest(row: str) -> str:
@@ -212,7 +219,8 @@ def referred(entry: Mapping[str, Any]) -> list[str]:
 
 def asked(row: str, seed: int) -> list[str]:
     """The entries that a row has with a seed."""
-    return [name for name in written()["realign"] if (row, seed) == ABLATED or name not in ablations()]
+    own = read_ablations().get(f"{row}-{seed}", {})
+    return [name for name in written()["realign"] if name in own or name not in ablations()]
 
 
 def missing(row: str, seed: int) -> list[str]:
