@@ -154,6 +154,7 @@ def rechosen(facts: dict[str, Any]) -> dict[str, Any]:
     for known in facts["models"].values():
         if "validation" in known:
             families.setdefault(known["method"], {})[known["strength"]] = known
+    _check_one_line(facts, [known["validation"] for known in facts["models"].values() if "validation" in known])
     for method, members in families.items():
         candidates = []
         for strength, known in members.items():
@@ -165,6 +166,21 @@ def rechosen(facts: dict[str, Any]) -> dict[str, Any]:
             known["chosen"] = strength == best
         facts["models"][method] |= {fact: members[best][fact] for fact in ("scores", "perplexity")}
     return facts
+
+
+def _check_one_line(facts: Mapping[str, Any], seen: Sequence[Mapping[str, Any]]) -> None:
+    """Raises SystemExit where ratios are not all of one aligned and one tuned model: then they are of two rows.
+
+    R_s is linear in the share refused, R_u in the task's score, with the row's two models for coefficients.
+    """
+    for rate, ratio in (("harmful_refused", "recovery"), ("utility", "retention")):
+        points = np.array([[one["measured"][rate], one[ratio]] for one in seen])
+        if len(points) < 3 or np.ptp(points[:, 0]) == 0:
+            continue
+        first, last = points[points[:, 0].argmin()], points[points[:, 0].argmax()]
+        slope = (last[1] - first[1]) / (last[0] - first[0])
+        if np.abs(first[1] + slope * (points[:, 0] - first[0]) - points[:, 1]).max() > 1e-6:
+            raise SystemExit(f"{facts['row']}-{facts['seed']}: the validation figures ({ratio}) are of several rows")
 
 
 @cache
