@@ -70,3 +70,16 @@ def test_scores_within_the_budget():
     }  # fmt: skip
     assert within_budget(scores, 1.0)["m.1.a"].tolist() == [0.0, 0.0]
     assert within_budget(scores, 0.0)["m.0.a"].tolist() == scores["m.0.a"].tolist()
+
+
+def test_budgets_count_entries_and_not_values():
+    torch.manual_seed(0)
+    values = {"m.0.a": torch.randn(6, 1) - 1, "m.0.b": torch.randn(4) - 1}  # six rows of 10, four values of one each
+    hold_budget(values, {"0": 0.7}, weights={"m.0.a": 10.0, "m.0.b": 1.0})
+    kept = 10 * torch.sigmoid(values["m.0.a"]).sum() + torch.sigmoid(values["m.0.b"]).sum()
+    assert float(kept) / 64 == pytest.approx(0.7, abs=2e-6)
+    scores = {"m.0.a": torch.tensor([5.0, 1.0]), "m.0.b": torch.tensor([4.0, 3.0, 2.0, 0.5])}
+    found = within_budget(scores, {"0": 0.5}, {"m.0.a": 10.0, "m.0.b": 1.0})  # 12 of 24 entries may go
+    assert [found[key].tolist() for key in scores] == [[5.0, 0.0], [4.0, 3.0, 0.0, 0.0]]
+    alike = within_budget(scores, {"0": 0.5}, {"m.0.a": 4.0, "m.0.b": 4.0})
+    assert [found.tolist() for found in alike.values()] == [[5.0, 0.0], [4.0, 3.0, 0.0, 0.0]]

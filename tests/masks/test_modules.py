@@ -9,8 +9,9 @@ from resafe.checkpoints import open_checkpoint
 from resafe.deltas import task_vector
 from resafe.errors import InputError
 from resafe.fusion import Fusion
-from resafe.masks import MaskSettings, install_masks
+from resafe.masks import Mask, MaskSettings, install_masks
 from resafe.masks.modules import MaskedModule
+from resafe.masks.summary import keep_rates, mean_keep
 from tests.tiny import logits
 
 
@@ -333,6 +334,28 @@ def test_only_the_logits_learn(lab):
     assert {id(parameter) for parameter in model.parameters() if parameter.requires_grad} == ours
     assert all(parameter.grad is not None for parameter in values.parameters())
     assert values.removed_share().item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("granularity", ["entry", "row", "column", "rank", "head", "tensor", "layer"])
+def test_shares_are_of_entries_whatever_shares_a_logit(lab, granularity, tmp_path):
+    _, values, (vector,) = masked(lab, granularity=granularity, head_size=8)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for logits in values.parameters():
+            logits.copy_(3 * torch.randn_like(logits))
+    masks = {name: values.mask(name) * torch.ones(vector.shape(name)) for name in vector.names}
+    kept = float(sum(mask.double().sum() for mask in masks.values())) / sum(mask.numel() for mask in masks.values())
+    assert values.removed_share().item() == pytest.approx(1 - kept, abs=1e-6)
+    exported = {key: torch.sigmoid(value.detach()) for key, value in values.values.items()}
+    (mask,) = values.masks_of(exported, values.settings)
+    assert mask.keep_rate == pytest.approx(kept, abs=1 / 255)
+    mask.save(tmp_path)
+    assert Mask.load(tmp_path).keep_rate == mask.keep_rate
+    assert mean_keep(keep_rates(mask)) == pytest.approx(mask.keep_rate, abs=1e-9)
+    up = [float(mask.double().mean()) for name, mask in masks.items() if "q_proj.lora_A" in name]
+    if granularity not in ("rank", "layer"):
+        (found,) = [rate for module, rate in values.keep_rates().items() if "q_proj.lora_A" in module]
+        assert found == pytest.approx(sum(up) / len(up), abs=1e-6)
 
 
 def test_the_digest_tells_task_vectors_apart(lab):

@@ -140,7 +140,8 @@ def test_keep_rates_by_hand():
     )
     rates = keep_rates(mask)
     assert rates == [
-        KeepRate(2, "mlp.up_proj", 0.5, 2), KeepRate(10, "mlp.up_proj", 0.75, 4), KeepRate(None, "lm_head", 1.0, 3)
+        KeepRate(2, "mlp.up_proj", 0.5, 2, 2), KeepRate(10, "mlp.up_proj", 0.75, 4, 4),
+        KeepRate(None, "lm_head", 1.0, 3, 3)
     ]  # fmt: skip
     assert mean_keep(rates) == pytest.approx(7 / 9) == pytest.approx(mask.keep_rate)
 

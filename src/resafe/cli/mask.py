@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -179,7 +180,7 @@ def _shown(read: Mask, title: str, picture: Path | None, *, quiet: bool) -> dict
         )
         if len(read.provenance.get("tuned") or []) > 1 and (fusion := read.provenance.get("fusion")):
             console.print(f"learnt with the fusion {fusion['name']} {fusion['settings']}", markup=False)
-    shares = [{"layer": r.layer, "module": r.module, "keep": r.keep, "values": r.values} for r in rates]
+    shares = [asdict(rate) for rate in rates]
     return {**facts, "rates": shares}
 
 

@@ -46,7 +46,7 @@ def averaged(masks: Sequence[Mask], weights: Sequence[float] | None = None, name
     kept = {name: fact for name, fact in facts.items() if fact is not None}
     settings = MaskSettings(first.settings.granularity, rescale=first.settings.rescale,
                             head_size=first.settings.head_size)  # fmt: skip
-    return Mask.of(values, settings, kept)
+    return Mask.of(values, settings, kept, first.entries)
 
 
 def _fusion(masks: Sequence[Mask]) -> Any:

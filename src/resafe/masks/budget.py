@@ -50,7 +50,10 @@ def by_layer(keys: Iterable[str]) -> dict[tuple[str, int | None], list[str]]:
 
 @torch.no_grad()
 def hold_budget(
-    values: Mapping[str, Tensor], budget: LayerBudget, total: Callable[[Tensor], Tensor] = lambda own: own
+    values: Mapping[str, Tensor],
+    budget: LayerBudget,
+    total: Callable[[Tensor], Tensor] = lambda own: own,
+    weights: Mapping[str, float] | None = None,
 ) -> None:
     """Raises the logits of every layer that keeps less than its budget, by the one number that brings it there.
 
@@ -61,27 +64,30 @@ def hold_budget(
         values: Key → logits, changed in place; of sharded logits this process's part.
         budget: The budget.
         total: Sums a tensor over all processes.
+        weights: Key → entries that each of its logits stands for; None: one.
     """
     for (_, layer), keys in by_layer(values).items():
         rate = budget_of(layer, budget)
         parts = [values[key] for key in keys]
+        counts = [1.0 if weights is None else weights[key] for key in keys]
         if rate >= 1:
             for part in parts:
                 part.fill_(KEPT)
-        elif rate > 0 and (by := _shift(parts, rate, total)):
+        elif rate > 0 and (by := _shift(parts, counts, rate, total)):
             for part in parts:
                 part.add_(by)
 
 
-def _shift(parts: Sequence[Tensor], rate: float, total: Callable[[Tensor], Tensor]) -> float:
-    """The least b ≥ 0 with mean σ(φ + b) ≥ rate: Newton's method inside a bracket."""
-    count = float(total(torch.tensor(float(sum(part.numel() for part in parts)), device=parts[0].device)))
+def _shift(parts: Sequence[Tensor], counts: Sequence[float], rate: float, total: Callable[[Tensor], Tensor]) -> float:
+    """The least b ≥ 0 with mean σ(φ + b) ≥ rate, over entries: Newton's method inside a bracket."""
+    own = sum(part.numel() * each for part, each in zip(parts, counts, strict=True))
+    count = float(total(torch.tensor(float(own), device=parts[0].device)))
 
     def mean_and_slope(by: float) -> tuple[float, float]:
         sums = torch.zeros(2, device=parts[0].device, dtype=torch.float64)
-        for part in parts:
+        for part, each in zip(parts, counts, strict=True):
             kept = torch.sigmoid(part.float() + by)
-            sums += torch.stack([kept.sum(dtype=torch.float64), (kept * (1 - kept)).sum(dtype=torch.float64)])
+            sums += each * torch.stack([kept.sum(dtype=torch.float64), (kept * (1 - kept)).sum(dtype=torch.float64)])
         mean, slope = (total(sums) / max(1.0, count)).tolist()
         return mean, slope
 
@@ -96,23 +102,33 @@ def _shift(parts: Sequence[Tensor], rate: float, total: Callable[[Tensor], Tenso
     return by
 
 
-def within_budget(scores: Mapping[str, Tensor], budget: LayerBudget) -> dict[str, Tensor]:
+def within_budget(
+    scores: Mapping[str, Tensor], budget: LayerBudget, weights: Mapping[str, float] | None = None
+) -> dict[str, Tensor]:
     """Removal scores with zeros where a layer's budget leaves no room: each layer's best `1 − rate` remain.
 
     Args:
         scores: Key → score; what scores zero or less is never removed.
         budget: The budget.
+        weights: Key → entries that each of its scores stands for; None: one.
     """
     found = dict(scores)
     for (_, layer), keys in by_layer(scores).items():
-        flat = torch.cat([scores[key].flatten() for key in keys])
-        room = math.floor((1 - budget_of(layer, budget)) * flat.numel() + 1e-9)
-        if room >= flat.numel():
+        counts = [weights[key] if weights else 1.0 for key in keys]
+        total = sum(scores[key].numel() * each for key, each in zip(keys, counts, strict=True))
+        room = (1 - budget_of(layer, budget)) * total + 1e-9
+        if room >= total:
             continue
+        flat = torch.cat([scores[key].flatten() for key in keys])
+        order = torch.sort(flat, descending=True, stable=True).indices
+        if len(set(counts)) == 1:
+            order = order[: math.floor(room / counts[0])]
+        else:
+            parts = [torch.full((scores[key].numel(),), each) for key, each in zip(keys, counts, strict=True)]
+            filled = torch.cat(parts).to(flat.device)[order].cumsum(0, dtype=torch.float64)
+            order = order[filled <= room]
         best = torch.zeros_like(flat)
-        if room > 0:
-            order = torch.sort(flat, descending=True, stable=True).indices[:room]
-            best[order] = flat[order]
+        best[order] = flat[order]
         for key, part in zip(keys, torch.split(best, [scores[key].numel() for key in keys]), strict=True):
             found[key] = part.reshape(scores[key].shape).clamp_min(0)
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,14 +36,23 @@ class Mask:
         values: Key → mask in [0, 1], float32, already rounded to what the file can hold.
         settings: Granularity and rescaling (the rest says how it was trained).
         provenance: Digests of aligned and tuned, training settings, anything JSON-like.
+        entries: Key → entries of the task vectors that its values stand for; empty where each stands for one, or where
+            that is not known (in files of before).
     """
 
     values: dict[str, Tensor]
     settings: MaskSettings = field(default_factory=MaskSettings)
     provenance: dict[str, Any] = field(default_factory=dict)
+    entries: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, values: dict[str, Tensor], settings: MaskSettings, provenance: dict[str, Any] | None = None) -> Mask:
+    def of(
+        cls,
+        values: dict[str, Tensor],
+        settings: MaskSettings,
+        provenance: dict[str, Any] | None = None,
+        entries: Mapping[str, int] | None = None,
+    ) -> Mask:
         """A mask from raw values in [0, 1]; soft values are rounded to multiples of 1/255.
 
         Raises:
@@ -55,7 +64,10 @@ class Mask:
         rounded = {
             key: torch.round(value.detach().float().cpu().clamp(0, 1) * 255) / 255 for key, value in values.items()
         }
-        return cls(rounded, settings, provenance or {})
+        sizes = dict(entries or {})
+        if all(sizes.get(key) == value.numel() for key, value in rounded.items()):
+            sizes = {}
+        return cls(rounded, settings, provenance or {}, sizes)
 
     def weight(self, name: str) -> Tensor:
         """What a tensor's task vector is multiplied with, broadcastable to it: the mask, divided by its mean if asked.
@@ -74,9 +86,14 @@ class Mask:
 
     @property
     def keep_rate(self) -> float:
-        """Mean of the mask over all its values (one an entry, row, rank, …), before rescaling."""
-        total = sum(float(value.double().sum()) for value in self.values.values())
-        return total / max(1, sum(value.numel() for value in self.values.values()))
+        """Mean of the mask over the entries of the task vectors, before rescaling."""
+        total = sum(float(value.double().sum()) * self._weight(key) for key, value in self.values.items())
+        return total / max(1, sum(self.entries.get(key, value.numel()) for key, value in self.values.items()))
+
+    def _weight(self, key: str) -> float:
+        """The entries that a value of a key stands for."""
+        count = self.values[key].numel()
+        return self.entries.get(key, count) / max(1, count)
 
     @property
     def binary(self) -> bool:
@@ -96,6 +113,8 @@ class Mask:
             "keep_rate": self.keep_rate,
             "provenance": self.provenance,
         }
+        if self.entries:
+            description["entries"] = dict(sorted(self.entries.items()))
         save_file(tensors, directory / WEIGHTS)
         (directory / DESCRIPTION).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
 
@@ -111,7 +130,8 @@ class Mask:
             tensors = load_file(directory / WEIGHTS)
             bits, shapes = description["bits"], description["shapes"]
             values = {key: unpacked(tensors[key], bits, shapes[key]) for key in shapes}
-            return cls(values, MaskSettings(**description["settings"]), description["provenance"])
+            entries = {key: int(count) for key, count in description.get("entries", {}).items()}
+            return cls(values, MaskSettings(**description["settings"]), description["provenance"], entries)
 
 
 def save_masks(masks: Sequence[Mask], directory: Path) -> None:

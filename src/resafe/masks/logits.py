@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -59,6 +60,7 @@ class MaskLogits(nn.Module):
         vectors_digest: Tells the task vectors behind the masks from others (see `install_masks`).
         values: The logits by key.
         shapes: The masked tensors and their shapes.
+        entries: Key → entries of the task vectors that its logits stand for.
         apart: Whether the tuned models can be read alone: their task vectors are held as they are.
         kernels: What forms masked weights in one pass (see `resafe.masks.fused`), where it is used.
     """
@@ -73,6 +75,7 @@ class MaskLogits(nn.Module):
         self.vectors_digest = ""
         self.values: dict[str, nn.Parameter] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.entries: dict[str, int] = {}
         self.apart = False
         self.kernels = Kernels()
         self._refit: Refit | None = None
@@ -99,6 +102,7 @@ class MaskLogits(nn.Module):
             key = self.key(name, task)
             if key not in self.values:
                 self._hold(key, nn.Parameter(torch.full(wanted, float(self.settings.initial))))
+            self.entries[key] = self.entries.get(key, 0) + math.prod(shape)
             found.append(self.values[key])
         return found
 
@@ -173,10 +177,11 @@ class MaskLogits(nn.Module):
             by_tensor = {
                 name: values[self.key(name, task)].reshape((1,) * len(shape)) for name, shape in self.shapes.items()
             }
-            return Mask.of(by_tensor, replace(plain, granularity="tensor"), facts)
+            sizes = {name: math.prod(shape) for name, shape in self.shapes.items()}
+            return Mask.of(by_tensor, replace(plain, granularity="tensor"), facts, sizes)
         prefix = f"task{task}:" if self.tasks > 1 else ""
         own = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
-        return Mask.of(own, plain, facts)
+        return Mask.of(own, plain, facts, {key: self.entries[prefix + key] for key in own})
 
     def fit_fusion_to(self, refit: Refit | None, read: Callable[[str], Sequence[Tensor]]) -> None:
         """Says how F's first pass over the model is taken (see `refresh`), and where masked task vectors come from."""
@@ -229,20 +234,27 @@ class MaskLogits(nn.Module):
         finally:
             self._reading = before
 
+    def weights(self) -> dict[str, float]:
+        """Key → entries of the task vectors that each of its logits stands for: 1 with a logit an entry."""
+        return {key: self.entries[key] / max(1, value.numel()) for key, value in self.values.items()}
+
     def removed_share(self) -> Tensor:
-        """mean(1 − σ(φ)) over all logits, differentiable; of sharded logits the part of this process's shards."""
-        held_here: Any = self.values.values()
-        local = [v.to_local() if sharded(v) else v for v in held_here]
-        kept = torch.stack([torch.sigmoid(value.float()).sum() for value in local]).sum()
-        held, count = sum(v.numel() for v in local), sum(value.numel() for value in self.values.values())
+        """mean(1 − σ(φ)) over all entries, differentiable; of sharded logits the part of this process's shards."""
+        held_here: Any = self.values.items()
+        local = {key: v.to_local() if sharded(v) else v for key, v in held_here}
+        weights = self.weights()
+        kept = torch.stack([torch.sigmoid(v.float()).sum() * weights[key] for key, v in local.items()]).sum()
+        held = sum(v.numel() * weights[key] for key, v in local.items())
+        count = sum(self.entries.values())
         return 1 - kept / count if held == count else (held - kept) / count
 
     @torch.no_grad()
     def keep_rates(self) -> dict[str, float]:
-        """Mean of σ(φ) by module ("mlp.up_proj"), over all layers."""
+        """Mean of σ(φ) over the entries of each module ("mlp.up_proj"), over all layers."""
         sums: dict[str, list[float]] = {}
+        weights = self.weights()
         for key, value in self.values.items():
             entry = sums.setdefault(module_of(key), [0.0, 0])
-            entry[0] += float(torch.sigmoid(whole(value.detach()).float()).sum())
-            entry[1] += value.numel()
+            entry[0] += float(torch.sigmoid(whole(value.detach()).float()).sum()) * weights[key]
+            entry[1] += self.entries[key]
         return {module: kept / max(1, count) for module, (kept, count) in sorted(sums.items())}

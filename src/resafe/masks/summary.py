@@ -20,27 +20,34 @@ class KeepRate:
         module: The rest of the name after it, without "weight", e.g. "mlp.up_proj" or "self_attn.q_proj.lora_B".
         keep: Mean of the mask, before rescaling.
         values: How many values of the mask that is.
+        entries: How many entries of the task vectors they stand for.
     """
 
     layer: int | None
     module: str
     keep: float
     values: int
+    entries: int
 
 
 def keep_rates(mask: Mask) -> list[KeepRate]:
     """One entry a key of the mask, by layer and then by module; tensors outside the layers come last."""
     found = [
-        KeepRate(*_place(key), float(value.double().mean()) if value.numel() else 1.0, value.numel())
+        KeepRate(
+            *_place(key),
+            float(value.double().mean()) if value.numel() else 1.0,
+            value.numel(),
+            mask.entries.get(key, value.numel()),
+        )
         for key, value in mask.values.items()
     ]
     return sorted(found, key=lambda rate: (rate.layer is None, rate.layer or 0, rate.module))
 
 
 def mean_keep(rates: Iterable[KeepRate]) -> float:
-    """Mean over all their values."""
+    """Mean over all their entries."""
     chosen = list(rates)
-    return sum(rate.keep * rate.values for rate in chosen) / max(1, sum(rate.values for rate in chosen))
+    return sum(rate.keep * rate.entries for rate in chosen) / max(1, sum(rate.entries for rate in chosen))
 
 
 def module_of(key: str) -> str:

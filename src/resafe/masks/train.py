@@ -311,7 +311,7 @@ class MaskTrainer:
         if self.settings.layer_budget is not None:
             held: Any = {key: value.detach() for key, value in self.logits.values.items()}
             local = {key: value.to_local() if sharded(value) else value for key, value in held.items()}
-            hold_budget(local, self.settings.layer_budget, self.processes.everywhere)
+            hold_budget(local, self.settings.layer_budget, self.processes.everywhere, self.logits.weights())
 
     def loss(self, batch: Sequence[Item]) -> tuple[Tensor, dict[str, float]]:
         """The objective on one batch and its metrics, under TRL's names where TRL has one."""

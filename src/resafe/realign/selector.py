@@ -109,7 +109,7 @@ def selector(
                     }
             if layer_budget is not None:  # what is gone already takes its part of the room
                 gone = {key: torch.where(mask[key] > 0, score, torch.inf) for key, score in scores.items()}
-                scores = within_budget(gone, layer_budget)
+                scores = within_budget(gone, layer_budget, logits.weights())
             mask = removal_mask(scores, share, mask)
             kept[share] = {key: value > 0 for key, value in mask.items()}
             found[share] = logits.masks_of(_scaled(mask, scale), plain)
