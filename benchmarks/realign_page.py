@@ -193,11 +193,10 @@ def table(rows: Sequence[Row], bootstrap: Bootstrap) -> list[str]:
     return lines
 
 
-def frontier_table(rows: Sequence[Row], bootstrap: Bootstrap, more: Sequence[str] = ()) -> list[str]:
-    """Volumes of the frontiers of one row, over its seeds; of further entries the first is what others stand beside."""
+def frontier_table(rows: Sequence[Row], bootstrap: Bootstrap, more: Sequence[str] = (), lead: str = LEAD) -> list[str]:
+    """Volumes of the frontiers of one row, over its seeds, with further entries; all stand beside the lead."""
     titles = {name: ablations()[name]["title"] for name in more} | titles_of(rows)
-    methods, lead = [m for m in titles if m not in ENDS], more[0] if more else LEAD
-    called = titles[lead]
+    methods, called = [m for m in titles if m not in ENDS], titles[lead]
     lines = [
         f"| method | strengths | kept of the change | volume | {called}'s minus this | | added at R_s {LEVEL:g} "
         f"| more than {called} | |",
@@ -226,7 +225,8 @@ def ablation_table(rows: Sequence[Row]) -> list[str]:
         "| more than SOMF | | at every strength: R_s, R_u, added |",
         "| --- | --- | ---: | ---: | ---: | --- | ---: | ---: | --- | --- |",
     ]
-    for name, entry in {LEAD: {"title": "nothing changed"}, **ablations(rows[0].name)}.items():
+    changed = {name: entry for name, entry in ablations(rows[0].name).items() if entry["method"] == LEAD}
+    for name, entry in {LEAD: {"title": "nothing changed"}, **changed}.items():
         if not (having := [row for row in rows if name in row.facts["entries"]]):
             continue
         bootstrap = Bootstrap(2000, blocks=len(having))
@@ -398,8 +398,10 @@ def report() -> dict[str, Any]:
     page = put(page, "mistakes", "\n".join(mistakes_table(by_row)))
     if rows := by_row.get("a10"):
         page = put(page, "ablations", "\n".join(ablation_table(rows)))
-    if (rows := by_row.get("a10-full")) and further(rows):
-        page = put(page, "stronger", "\n".join(frontier_table(rows, Bootstrap(2000, blocks=len(rows)), further(rows))))
+    for name, lead in (("a10", LEAD), ("a10-full", "stronger")):
+        if (rows := by_row.get(name)) and (more := further(rows)):
+            bootstrap = Bootstrap(2000, blocks=len(rows))
+            page = put(page, f"further-{name}", "\n".join(frontier_table(rows, bootstrap, more, lead)))
     for name in set(ROWS) - set(by_row):
         page = put(page, name, f"Not run yet: `--rows {name}`.")
     for name, text, lead in blocks(by_row):

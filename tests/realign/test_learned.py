@@ -335,6 +335,11 @@ def test_further_training(lab, tmp_path, loss):
         assert seen == [1, 2]  # done before, so read
         family("further_training", of, loss=loss, steps=1, batch_size=4, learning_rate=1e-2)
         assert seen == [1, 2, 1]  # other settings, so trained
+        family("further_training", of, loss=loss, steps=1, batch_size=4, learning_rate=1e-2, shares={"safety": 1.0})
+        assert seen == [1, 2, 1, 1]
+    else:
+        with pytest.raises(InputError, match="shares are of the examples of SFT"):
+            family("further_training", of, loss=loss, steps=1, shares={"safety": 1.0})
 
 
 def test_further_training_of_all_weights(lab, tmp_path):

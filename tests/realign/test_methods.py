@@ -171,6 +171,10 @@ def test_examples_for_further_training(lab):
     assert [sides.count(side) for side in ("safety", "harmless", "task")] == [8, 8, 4]
     assert {e.response for e in found if e.id.startswith("safety")} <= {pair.chosen for pair in PAIRS}
     assert found == of.sft_examples(20)
+    other = [example.id.split("-")[0] for example in of.sft_examples(20, {"safety": 0.25, "harmless": 0.75})]
+    assert [other.count(side) for side in ("safety", "harmless", "task")] == [5, 15, 0]
+    with pytest.raises(InputError, match="shares: harmful: 0.5"):
+        of.sft_examples(20, {"harmful": 0.5})
     with pytest.raises(InputError, match="needs the model and data"):
         of.models()
 

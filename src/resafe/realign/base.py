@@ -98,7 +98,13 @@ class Problem:
         return self.source
 
     def sft_examples(self, n: int, shares: Mapping[str, float] = BALANCED) -> list[Example]:
-        """About `n` examples in the shares that a mask is trained with: chosen answers and the task's own examples."""
+        """About `n` examples in these shares: chosen answers and the task's own examples.
+
+        Raises:
+            InputError: A share is of no side, or is negative.
+        """
+        if unknown := [side for side, share in shares.items() if side not in BALANCED or share < 0]:
+            raise InputError(f"shares: {unknown[0]}: {shares[unknown[0]]:g}", f"give shares of {', '.join(BALANCED)}")
         sides: dict[str, list[Example]] = {"task": list(self.keep)}
         for pair in self.pairs:
             sides.setdefault(pair.side, []).append(answered(pair, pair.chosen))

@@ -13,14 +13,14 @@ from resafe.data.items import Pair
 from resafe.deltas import DifferenceVector
 from resafe.errors import InputError
 from resafe.provenance import digest_value
-from resafe.realign.base import Family, ModelSource, Problem, Realigned, realign_method
+from resafe.realign.base import BALANCED, Family, ModelSource, Problem, Realigned, realign_method
 from resafe.training import DpoSettings, SftSettings, train_dpo, train_sft
 from resafe.training.start import autocast_for
 
 
 @realign_method(
     "further_training", title="Further training", source="control: SFT or DPO, no mask", trains=True,
-    later=("max_tokens",),
+    later=("max_tokens", "shares"),
 )  # fmt: skip
 def further_training(
     problem: Problem,
@@ -32,6 +32,7 @@ def further_training(
     beta: float = 0.1,
     strengths: tuple[float, ...] = (0.5, 1.0),
     max_tokens: int = 512,
+    shares: dict[str, float] | None = None,
 ) -> Family:
     """θ_k + s (θ' − θ_k), where θ' is the tuned model, or adapter, trained on the safety and harmless pairs.
 
@@ -44,7 +45,13 @@ def further_training(
         beta: β of DPO.
         strengths: Grid of s.
         max_tokens: Longer prompts with their answers lose the end of the answer.
+        shares: Composition of the examples of SFT by side (safety, harmless, task); .4, .4 and .2 by default.
+
+    Raises:
+        InputError: There are several tuned models, no directory to work in, or `shares` with DPO.
     """
+    if shares is not None and loss == "dpo":
+        raise InputError("shares are of the examples of SFT; DPO draws from all pairs", "leave them out")
     vector = problem.vectors[0]
     if len(problem.vectors) != 1 or not isinstance(vector, DifferenceVector):
         raise InputError("further_training continues one tuned model", "give one, opened as a checkpoint")
@@ -57,13 +64,15 @@ def further_training(
     }  # fmt: skip
     out, system = problem.work / "further", source.system
     seen = [loss, common, beta, system, vector.tuned.digest, problem.pairs, problem.keep]
+    seen += [] if shares is None else [shares]
     identity, record = digest_value(seen), problem.work / "further.digest"
     done = (out / "training.json").is_file() and record.is_file() and record.read_text() == identity
     if not done:
         model, more = _started(source, vector.tuned)
         if loss == "sft":
+            examples = problem.sft_examples(steps * batch_size, shares or BALANCED)
             train_sft(
-                model=model, tokenizer=source.tokenizer, examples=problem.sft_examples(steps * batch_size),
+                model=model, tokenizer=source.tokenizer, examples=examples,
                 settings=SftSettings(**common, **more), out=out, system=system, progress=problem.progress,
             )  # fmt: skip
         else:
