@@ -63,7 +63,8 @@ def at_means(rows: Sequence[Row], names: Sequence[str]) -> tuple[Any, Any, Any]:
 def titles_of(rows: Sequence[Row]) -> dict[str, str]:
     """Model → title, of those that every seed has at the same strengths, in the recipe's order."""
     shared = [name for name in written()["realign"] if name not in ablations() and not lacking(rows, name)]
-    return {name: rows[0].facts["titles"][name] for name in (*ENDS, *shared)}
+    given = {name: written()["realign"][name].get("title") for name in shared}  # those that runs kept may be old
+    return {name: given.get(name) or rows[0].facts["titles"][name] for name in (*ENDS, *shared)}
 
 
 def lacking(rows: Sequence[Row], name: str) -> list[int]:
