@@ -41,6 +41,7 @@ ROWS: dict[str, tuple[str, ...]] = {
         "realign.sft.settings.learning_rate=3.3e-5",
         "realign.dpo.settings.learning_rate=1.3e-5",
     ),
+    "b0": ("tune.task.task=extraction", "tune.task.harmful_share=0.0"),
     "b20": ("tune.task.task=extraction", "tune.task.harmful_share=0.2"),
 }
 SIDES = ("harmful", "harmless", "task")
