@@ -98,7 +98,7 @@ def somf(
         shares: Composition of a batch by side (safety, harmless, task).
         removal_price: Weight of the mean removed share in the objective.
         task_divergence: Weight of KL(tuned ‖ realigned) on the answers of task examples.
-        label_smoothing: Share of pairs taken to be labelled wrongly, for "robust" and "exo_pair".
+        label_smoothing: Share of pairs taken to be labelled wrongly, for "robust", "exo_pair" and "aot".
         export: What leaves training.
         keep: Keep rate of the "top_k" export.
         per_task: A mask of its own for each tuned model, in place of one that all share.
