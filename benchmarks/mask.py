@@ -3,15 +3,18 @@
 Step ratios: a plain step is a forward and backward over the same batch with the same weights requiring gradients
 (adapter space: the LoRA weights of the tuned PEFT model; weight space: all masked weights, of the layers that an
 adapter touches or, "all", every parameter of the model), without an optimiser. The masked step includes the draw or
-sigmoid, the product, both passes and the optimiser.
+sigmoid, the product, both passes and the optimiser. Loss sft, which takes one pass; and the preset `default`, whose
+teachers (the aligned model on pairs, the tuned one on task examples) take a forward pass each over their part of the
+batch, against a plain step over the same batch.
 
-Speed-up: DPO on the same pairs against `published.py`, the published loop with its two models.
+Speed-up: DPO on the same pairs against `published.py`, the published loop with its two models; and the default preset's
+loss and price on those pairs' chosen answers, which is all that it reads of them.
 
 Memory: in a process of its own each, the highest resident memory of training in weight space, entry granularity. From
 it the same model's with frozen weights over the same batch (weights and activations), and the task vectors, are taken
 off; what is left, by masked entry, is what the mask costs: logits, gradients, moments and everything temporary.
 
-    python benchmarks/mask.py [--json] [--rounds 3] [--only ratio,published,memory] [--relaxed]
+    python benchmarks/mask.py [--json] [--rounds 3] [--only ratio,published,memory] [--relaxed] [--quick]
 """
 
 from __future__ import annotations
@@ -35,11 +38,13 @@ from published import install_published, published_step
 
 from resafe.allocator import give_back_memory
 from resafe.checkpoints import load_model, load_tokenizer, open_checkpoint
+from resafe.data.arithmetic import arithmetic
 from resafe.data.embedded import harmful_rows, harmless_rows
 from resafe.data.pairs import harmless_pairs, safety_pairs
 from resafe.deltas import TaskVector, task_vector
 from resafe.fusion import Fusion
 from resafe.masks import (
+    PRESETS,
     MaskSettings,
     MaskTrainer,
     TrainSettings,
@@ -65,20 +70,27 @@ CASES: list[tuple[str, str, str, list[str]]] = [
 ]
 """Process, figure's name, title, options. The figure without a suffix is the target's: eight-bit moments."""
 
+DEFAULT = PRESETS["default"]
 
-def material(base: Any) -> tuple[list[Item], int]:
-    """Items of the embedded pairs, and the padding token."""
+
+def material(base: Any, examples: int = 0, answer_tokens: int | None = None) -> tuple[list[Item], int]:
+    """Items of the embedded pairs and of so many arithmetic problems, and the padding token."""
     tokenizer = load_tokenizer(base)
     pairs = safety_pairs(harmful_rows("train"))[:64] + harmless_pairs(harmless_rows("train"))[:64]
-    return encode_items(tokenizer, "", pairs, []), int(tokenizer.pad_token_id)
+    return encode_items(tokenizer, "", pairs, arithmetic(examples, 0), answer_tokens), int(tokenizer.pad_token_id)
 
 
 def trainer(
-    base: Any, vector: TaskVector, items: list[Item], pad_id: int, settings: TrainSettings, sampling: str, engine: Any
+    base: Any,
+    vector: TaskVector,
+    items: list[Item],
+    pad_id: int,
+    settings: TrainSettings,
+    mask: MaskSettings,
+    engine: Any,
 ) -> MaskTrainer:
     """A masked model ready to train."""
     model, fusion = load_model(base), Fusion("task_arithmetic")
-    mask = MaskSettings(sampling=sampling)  # type: ignore[arg-type]
     logits = install_masks(model, [vector], mask, seed=0, combine=fusion.combine, linear=True, storage=engine.dtype)
     if engine.logits == "bfloat16":
         logits.to(torch.bfloat16)
@@ -93,10 +105,16 @@ def plain_step(model: Any, batch: list[Any], pad_id: int) -> None:
 
 
 def step_ratios(base: Any, safe: Any, tuned: Any, whole: Any, rounds: int, relaxed: bool) -> dict[str, float]:
-    """Masked steps against plain ones."""
+    """Masked steps against plain ones; without a whole tuned model small ones, and not of every parameter."""
     (items, pad_id), figures = material(base), {}
-    print(f"{'space':9} {'sampling':14} {'plain s':>8} {'masked s':>9} {'ratio':>6}")
-    for space, key in {**SPACES, EVERYTHING: EVERYTHING}.items():
+    size = TrainSettings().batch_size if whole else 4
+    cases = [("deterministic", "", TrainSettings(batch_size=size), MaskSettings(), items)]
+    if relaxed:
+        cases.append(("relaxed", "_relaxed", TrainSettings(batch_size=size), MaskSettings(sampling="relaxed"), items))
+    of_default = material(base, 64, DEFAULT.answer_tokens)[0]
+    cases.append(("default preset", "_default", replace(DEFAULT.training, batch_size=size), DEFAULT.mask, of_default))
+    print(f"{'space':9} {'mask':14} {'plain s':>8} {'masked s':>9} {'ratio':>6}")
+    for space, key in {**SPACES, **({EVERYTHING: EVERYTHING} if whole else {})}.items():
         if space == EVERYTHING:
             vector, plain = task_vector(whole, base), load_model(whole)
         else:
@@ -105,15 +123,16 @@ def step_ratios(base: Any, safe: Any, tuned: Any, whole: Any, rounds: int, relax
         plain.requires_grad_(False)
         for name, parameter in plain.named_parameters():
             parameter.requires_grad_("lora_" in name if space == "factors" else name in vector.names)
-        for sampling in ("deterministic", "relaxed") if relaxed else ("deterministic",):
-            made = trainer(base, vector, items, pad_id, TrainSettings(), sampling, EngineSettings())
+        for title, suffix, settings, mask, own in cases:
+            made = trainer(base, vector, own, pad_id, settings, mask, EngineSettings())
             batch = [item.chosen for item in made.batches.at(0)]
             masked, bare = alternate(partial(made.step, 0), partial(plain_step, plain, batch, pad_id), rounds)
             value = ratio(masked, bare)
             print(
-                f"{space:9} {sampling:14} {statistics.median(bare):8.2f} {statistics.median(masked):9.2f} {value:6.2f}"
+                f"{space:9} {title:14} {statistics.median(bare):8.2f} {statistics.median(masked):9.2f} {value:6.2f}",
+                flush=True,
             )
-            figures[f"step_ratio_{key}" + ("" if sampling == "deterministic" else "_relaxed")] = value
+            figures[f"step_ratio_{key}{suffix}"] = value
     return figures
 
 
@@ -125,29 +144,35 @@ def published_pair(base: Any, vector: TaskVector) -> tuple[Any, Any, Any]:
     return policy, reference, torch.optim.AdamW(logits, lr=5e-3, weight_decay=0.0)
 
 
-def few_pairs(items: list[Item]) -> list[Item]:
+def few_pairs(items: list[Item], count: int = PAIRS) -> list[Item]:
     """Half as many safety as harmless pairs as make a batch, numbered anew."""
-    halves = [[item for item in items if item.side == side][: PAIRS // 2] for side in ("safety", "harmless")]
+    halves = [[item for item in items if item.side == side][: count // 2] for side in ("safety", "harmless")]
     return [replace(item, index=number) for number, item in enumerate([*halves[0], *halves[1]])]
 
 
-def speedups(base: Any, safe: Any, tuned: Any, rounds: int) -> dict[str, float]:
-    """DPO steps against the published loop's, on the same pairs."""
+def speedups(base: Any, safe: Any, tuned: Any, rounds: int, count: int) -> dict[str, float]:
+    """DPO steps, and those of the default preset's objective, against the published loop's on the same pairs."""
     (items, pad_id), figures = material(base), {}
-    items = few_pairs(items)
+    items = few_pairs(items, count)
     chosen = [item.chosen for item in items]
     rejected = [item.rejected for item in items if item.rejected]
-    settings = TrainSettings(loss="sigmoid", shares={"safety": 0.5, "harmless": 0.5}, batch_size=PAIRS)
-    print(f"{'space':9} {'published s':>12} {'resafe s':>9} {'speed-up':>9}")
+    halves: dict[str, Any] = {"shares": {"safety": 0.5, "harmless": 0.5}, "batch_size": count}
+    cases = [
+        ("sigmoid", "", TrainSettings(loss="sigmoid", **halves), MaskSettings()),
+        ("default preset", "_default", replace(DEFAULT.training, **halves), DEFAULT.mask),
+    ]
+    print(f"{'space':9} {'objective':14} {'published s':>12} {'resafe s':>9} {'speed-up':>9}")
     for space, key in SPACES.items():
         vector = task_vector(tuned, safe, space)  # type: ignore[arg-type]
-        made = trainer(base, vector, items, pad_id, settings, "deterministic", EngineSettings(share_prompts=True))
         policy, reference, optimizer = published_pair(base, vector)
         theirs = partial(published_step, policy, reference, chosen, rejected, pad_id, optimizer)
-        theirs_s, ours_s = alternate(theirs, partial(made.step, 0), rounds)  # the cached reference: in the warm-up
-        value = ratio(theirs_s, ours_s)
-        print(f"{space:9} {statistics.median(theirs_s):12.2f} {statistics.median(ours_s):9.2f} {value:9.2f}")
-        figures["speedup_vs_published" + ("" if key == "adapter" else "_full")] = value
+        for title, suffix, settings, mask in cases:
+            made = trainer(base, vector, items, pad_id, settings, mask, EngineSettings(share_prompts=True))
+            theirs_s, ours_s = alternate(theirs, partial(made.step, 0), rounds)  # the cached reference: in the warm-up
+            value = ratio(theirs_s, ours_s)
+            seconds = f"{statistics.median(theirs_s):12.2f} {statistics.median(ours_s):9.2f}"
+            print(f"{space:9} {title:14} {seconds} {value:9.2f}", flush=True)
+            figures["speedup_vs_published" + ("" if key == "adapter" else "_full") + suffix] = value
     return figures
 
 
@@ -183,18 +208,24 @@ def peak_of(kind: str, running: EngineSettings, folder: Path) -> None:
         rejected = [item.rejected for item in items if item.rejected]
         step = partial(published_step, policy, reference, batch, rejected, pad_id, adam)
     else:
-        step = partial(trainer(base, vector, items, pad_id, settings, "deterministic", running).step, 0)
+        step = partial(trainer(base, vector, items, pad_id, settings, MaskSettings(), running).step, 0)
     step()
     from_here()
     step(), step()
     print(highest(), 4 * entries, entries)
 
 
-def memory(folder: Path) -> dict[str, float]:
-    """Bytes that masking costs, by entry, each case in a process of its own."""
+def memory(folder: Path, quick: bool = False) -> dict[str, float]:
+    """Bytes that masking costs, by entry, each case in a process of its own; quick: the target's alone."""
+    cases = CASES
+    if not find_spec("torchao"):
+        print("torchao is not installed, and bytes_per_masked_entry needs it: pip install 'resafe[lowbit]'")
+        cases = CASES[:3]
+    if quick:
+        cases = [case for case in cases if case[0] == "frozen" or case[1] == ""] if len(cases) > 3 else cases[:2]
     print(f"{'memory, weight space':32} {'peak GB':>8} {'bytes an entry':>15}")
     figures, frozen = {}, 0
-    for kind, name, title, flags in CASES if find_spec("torchao") else CASES[:3]:
+    for kind, name, title, flags in cases:
         done = subprocess.run(
             [sys.executable, __file__, "--peak", kind, "--folder", str(folder), *flags],
             capture_output=True, text=True, check=True, env=os.environ,
@@ -217,6 +248,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="ratio,published,memory")
     parser.add_argument("--relaxed", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="tries whether it runs: one small round, fewest cases")
     parser.add_argument("--peak", choices=KINDS)
     parser.add_argument("--optimizer", default="adamw")
     parser.add_argument("--early", action="store_true")
@@ -227,18 +259,18 @@ def main() -> None:
         running = EngineSettings(optimizer=asked.optimizer, logits=asked.logits, step_in_backward=asked.early)
         peak_of(asked.peak, running, asked.folder)
         return
-    base, figures = base_model(), {}
+    base, figures, rounds = base_model(), {}, 1 if asked.quick else asked.rounds
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         safe, tuned = (random_adapter(folder / name, base, seed) for seed, name in enumerate(("safe", "tuned"), 1))
         parts = asked.only.split(",")
         if "ratio" in parts:
-            whole = random_model(folder / "whole", base, 3)
-            figures |= step_ratios(base, safe, tuned, whole, asked.rounds, asked.relaxed)
+            whole = None if asked.quick else random_model(folder / "whole", base, 3)
+            figures |= step_ratios(base, safe, tuned, whole, rounds, asked.relaxed)
         if "published" in parts:
-            figures |= speedups(base, safe, tuned, asked.rounds)
+            figures |= speedups(base, safe, tuned, rounds, 2 if asked.quick else PAIRS)
         if "memory" in parts:
-            figures |= memory(folder)
+            figures |= memory(folder, asked.quick)
     finish(figures)
 
 

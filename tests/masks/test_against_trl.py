@@ -31,7 +31,8 @@ def trl_loss(name: str, table: torch.Tensor, fixed: torch.Tensor, lengths: torch
         model=SimpleNamespace(training=False), accelerator=SimpleNamespace(device=torch.device("cpu"), **gather),
         aux_loss_enabled=False, ld_alpha=None, precompute_ref_logps=True, f_divergence_type="reverse_kl",
         loss_types=[name], loss_weights=[1.0], beta=beta, label_smoothing=smoothing, use_weighting=False,
-        _metrics={"eval": defaultdict(list)}, _total_train_tokens=0, _tp_size=1,
+        args=SimpleNamespace(discopop_tau=0.05), _metrics={"eval": defaultdict(list)}, _total_train_tokens=0,
+        _tp_size=1,
     )  # fmt: skip
     inputs = {
         "input_ids": torch.ones(len(sums), width, dtype=torch.long), "attention_mask": torch.ones(len(sums), width),

@@ -192,6 +192,38 @@ def test_more_preference_losses_by_hand(name, formula):
         assert margin == pytest.approx(0.3 * (c - rc - r + rr), rel=1e-5)
 
 
+def test_discopop_by_hand():
+    """At a margin of 0 half of each: (log 2 + 1)/2; far above it e^−margin, far below −margin, and no 0 · ∞."""
+    for margin, wanted in ((0.0, (math.log(2) + 1) / 2), (3.0, math.exp(-3)), (-200.0, 200.0), (-2.0, 2.126928)):
+        reward = torch.tensor([margin / 0.5], requires_grad=True)
+        losses, _ = preference_loss(reward, *torch.zeros(3, 1), 0.5, "discopop")
+        assert losses.item() == pytest.approx(wanted, rel=1e-5)
+        losses.sum().backward()
+        assert reward.grad.isfinite().all()
+    losses, _ = preference_loss(torch.tensor([0.05]), *torch.zeros(3, 1), 1.0, "discopop")  # weights σ(∓1)
+    wanted = -math.log(logistic(0.05)) * logistic(-1) + math.exp(-0.05) * logistic(1)
+    assert losses.item() == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "differences"),
+    [
+        ("aot", [1.0, 0.0]),  # chosen − rejected: 4, 2, sorted 2, 4; of the reference 1, 4
+        ("aot_unpaired", [0.0, 1.0]),  # chosen over the reference: 2, −1, sorted −1, 2; rejected −1, 1
+    ],
+)
+def test_quantiles_of_a_batch_by_hand(name, differences):
+    values = torch.tensor([[-4.0, -8.0, -6.0, -7.0], [-13.0, -15.0, -12.0, -16.0]])
+    losses, margins = preference_loss(*values.T, 0.5, name, 0.1)
+    wanted = [-0.9 * math.log(logistic(0.5 * d)) - 0.1 * math.log(logistic(-0.5 * d)) for d in differences]
+    assert losses.tolist() == pytest.approx(wanted, rel=1e-5)
+    assert margins.tolist() == pytest.approx([1.5, -1.0])  # of pairs, not of ranks
+    apart = torch.cat([preference_loss(*row[:, None], 0.5, name, 0.1)[0] for row in values])
+    single = torch.cat([preference_loss(*row[:, None], 0.5, "sigmoid")[0] for row in values])
+    assert float((apart.mean() - losses.mean()).abs()) > 0.05  # why a batch is not cut
+    torch.testing.assert_close(torch.cat([preference_loss(*row[:, None], 0.5, name)[0] for row in values]), single)
+
+
 def test_label_smoothing_has_its_range():
     assert TrainSettings(loss="exo_pair", label_smoothing=0.1).label_smoothing == 0.1
     for wrong in ({"loss": "exo_pair"}, {"label_smoothing": 0.5}, {"label_smoothing": -0.1}):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,7 +120,7 @@ def test_a_launcher_that_says_half(monkeypatch):
 def test_eight_bits_need_torchao(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao", None)
     monkeypatch.setitem(sys.modules, "torchao.optim", None)
-    with pytest.raises(InputError, match="needs the package torchao"):
+    with pytest.raises(InputError, match=r"needs the package torchao.*\n.*resafe\[lowbit\]"):
         make_optimizer("adamw_8bit", [torch.nn.Parameter(torch.zeros(2))], 0.1)
 
 
@@ -159,6 +160,47 @@ def test_trackers_get_every_step(lab, tmp_path, monkeypatch):
     assert set(keep) == {"keep_rate/self_attn.q_proj.lora", "keep_rate/mlp.down_proj.lora"}
     assert keep == {name: value for name, value in keep.items() if 0.3 < value < 0.7}
     assert not any(name.startswith("keep_rate/") for name in seen[2][1])
+
+
+@pytest.mark.parametrize(
+    ("loss", "names"),
+    [
+        ("sigmoid", {"rewards/margins", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "nll/task"}),
+        ("sft", {"nll/safety", "nll/harmless", "nll/task"}),
+    ],
+)
+def test_tensorboard_has_the_figures_of_the_training(lab, tmp_path, loss, names):
+    """What its own reader finds in its file, against what each step returned and what the masks keep at the end."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    told = {}
+    settings = replace(alone.SHORT, loss=loss)
+    plain = alone.trainer(lab, "default")
+    made = MaskTrainer(
+        plain.model, plain.logits, plain.items, settings, pad_id=1, work=tmp_path / "mask.work", checkpoint_every=4,
+        progress=lambda step, _, metrics: told.update({step: dict(metrics)}),
+        engine=EngineSettings(report_to=("tensorboard",)),
+    )  # fmt: skip
+    made.run()
+    (file,) = (tmp_path / "mask-logs").rglob("events.out.tfevents.*")
+    read = EventAccumulator(str(file)).Reload()
+    found = {tag: {event.step: event.value for event in read.Scalars(tag)} for tag in read.Tags()["scalars"]}
+    kept = {f"keep_rate/{module}.lora_{one}" for module in ("self_attn.q_proj", "mlp.down_proj") for one in "AB"}
+
+    def tag_of(name):
+        return f"train/{name}"
+
+    assert {tag_of(name) for name in {"loss"} | names | kept} == set(found)
+    for name in {"loss"} | names:
+        assert list(found[tag_of(name)]) == [1, 2, 3, 4, 5, 6]
+        for step, value in found[tag_of(name)].items():
+            assert value == pytest.approx(told[step][name], rel=1e-6, abs=1e-9), (name, step)
+        assert len(set(found[tag_of(name)].values())) > 1 or name == "rewards/accuracies"
+    at_end = made.logits.keep_rates()
+    for name in kept:
+        assert list(found[tag_of(name)]) == [4, 6]
+        assert found[tag_of(name)][6] == pytest.approx(at_end[name.removeprefix("keep_rate/")], rel=1e-6)
 
 
 @pytest.mark.parametrize(("name", "message"), [("nothing", "nothing is not supported"), ("wandb", "WandbCallback")])

@@ -9,14 +9,18 @@ import pytest
 import torch
 from torch.func import functional_call
 
+from resafe.deltas import task_vector
 from resafe.errors import ResafeError
 from resafe.masks import PRESETS, MaskTrainer, TrainSettings, encode_items
 from resafe.masks.engine import EngineSettings
 from resafe.masks.train import learning_rate_at
+from resafe.realign import Problem
+from resafe.realign.learn import train_mask
+from resafe.realign.warm import WarmStart
 from resafe.tensors import uniform
 from tests.evals.tiny import tiny_tokenizer
 from tests.masks.test_modules import masked
-from tests.tiny import KEEP, PAIRS, logits
+from tests.tiny import KEEP, PAIRS, Source, logits
 
 ITEMS = encode_items(tiny_tokenizer(), None, PAIRS, KEEP)
 SHORT = TrainSettings(steps=6, batch_size=4, warmup_steps=2)
@@ -77,7 +81,7 @@ class KilledError(Exception):
     pass
 
 
-@pytest.mark.parametrize("settings", [SHORT, PRESETS["paper"].training], ids=["default", "paper"])
+@pytest.mark.parametrize("settings", [SHORT, PRESETS["paper"].training], ids=["sft", "paper"])
 def test_a_killed_run_ends_with_the_same_logits(lab, tmp_path, settings):
     settings = replace(settings, steps=6, batch_size=4)
     mask = {"sampling": "relaxed", "rescale": "mean"} if settings.reference == "random" else {}
@@ -100,6 +104,54 @@ def test_a_killed_run_ends_with_the_same_logits(lab, tmp_path, settings):
     for key, value in straight.logits.values.items():
         torch.testing.assert_close(resumed.logits.values[key], value, rtol=0, atol=1e-7)
     torch.testing.assert_close(logits(resumed.model), logits(straight.model), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["default", "labels"])
+def test_a_killed_run_of_a_preset_ends_with_the_same_mask(lab, tmp_path, monkeypatch, name):
+    """As `somf` runs it, from the warm start's scores to the export, bit for bit."""
+    preset = PRESETS[name]
+    training = replace(preset.training, steps=13)
+    # The preset's share of these few entries would be hardly any, and the other preset starts at one logit.
+    warm = WarmStart(0.2, kept=preset.warm_kept) if preset.warm_share > 0 else None
+    assert (name == "default") == (training.loss == "distill") == (training.removal_price == 1) == (warm is not None)
+
+    trainers = []
+
+    class Kept(MaskTrainer):
+        def run(self):
+            trainers.append(self)
+            return super().run()
+
+    monkeypatch.setattr("resafe.realign.learn.MaskTrainer", Kept)
+
+    def train(work, progress=None):
+        problem = Problem(
+            [task_vector(lab.open("tuned"), lab.open("safe"))], pairs=PAIRS, keep=KEEP, source=Source(lab), work=work,
+            progress=progress,
+        )  # fmt: skip
+        engine = EngineSettings(share_prompts=True)
+        (mask,) = train_mask(
+            problem, preset.mask, training, preset.export, 0.5, warm, preset.answer_tokens, engine
+        )  # fmt: skip
+        return mask
+
+    def kill(step, total, metrics):
+        if total == training.steps and step == 12:
+            raise KilledError
+
+    straight = train(None)
+    with pytest.raises(KilledError):
+        train(tmp_path, kill)
+    seen = []
+    resumed = train(tmp_path, lambda *done: seen.append(done[:2]))
+    assert seen == [(11, 13), (12, 13), (13, 13)]  # of the training alone: the scores were kept as well
+    ends = [{key: value.detach() for key, value in trainers[at].logits.values.items()} for at in (0, 2)]
+    for key, value in ends[0].items():
+        assert torch.equal(ends[1][key], value), key
+        assert torch.equal(resumed.values[key], straight.values[key]), key
+        assert value.unique().numel() > 3
+    assert resumed.provenance["metrics"] == straight.provenance["metrics"]
+    assert set(straight.provenance["metrics"]) >= ({"kl/pairs", "kl/task"} if name == "default" else {"nll/task"})
 
 
 @pytest.mark.parametrize(

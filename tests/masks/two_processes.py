@@ -45,6 +45,13 @@ CASES: dict[str, tuple[tuple[str, ...], str, MaskSettings, TrainSettings, Fusion
         replace(SHORT, loss="distill", removal_price=1.0),
         Fusion("task_arithmetic"),
     ),
+    "quantiles": (
+        ("tuned",),
+        "safe",
+        MaskSettings(),
+        replace(SHORT, loss="aot", reference="aligned"),
+        Fusion("task_arithmetic"),
+    ),
     "weights": (("full", "full2"), "base", MaskSettings(granularity="layer"), SHORT, Fusion("average")),
     "all weights": (("full_all",), "full", MaskSettings(), replace(SHORT, loss="distill"), Fusion("task_arithmetic")),
     "several": (("tuned", "tuned2"), "safe", MaskSettings(), replace(SHORT, loss="distill"), Fusion("average")),

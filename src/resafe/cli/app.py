@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from importlib import metadata
@@ -57,6 +58,11 @@ app.add_typer(judge.app, name="judge")
 def main() -> None:
     """Runs the application. Exit codes: 0 done, 1 failed, 2 wrong input, 3 gate not met, 130 interrupted."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # between libraries; nothing a user can act on
+    for name in (
+        "torchao",
+        "torch.utils._pytree",
+    ):  # neither is what torchao says of its CUDA kernels when PEFT loads it
+        logging.getLogger(name).setLevel(logging.ERROR)
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")

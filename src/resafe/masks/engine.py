@@ -79,7 +79,8 @@ def make_optimizer(
     except ImportError:
         what = f"optimizer {name!r}" if name != "adamw" else "logits in bfloat16"
         raise InputError(
-            f"{what} needs the package torchao", "pip install torchao, or leave optimizer and logits as they are"
+            f"{what} needs the package torchao",
+            "pip install 'resafe[lowbit]', or leave optimizer and logits as they are",
         ) from None
     kind = package.AdamW8bit if name == "adamw_8bit" else package._AdamW
     rounded = {"bf16_stochastic_round": True} if logits == "bfloat16" else {}

@@ -6,7 +6,9 @@ Preference losses carry TRL's names: sigmoid (Rafailov et al., arXiv 2305.18290,
 which a share is wrong, arXiv 2403.00409, eq. 11), ipo (arXiv 2310.12036, eq. 17, with length-averaged log-probabilities
 as in TRL), hinge (SLiC, arXiv 2305.10425), exo_pair (arXiv 2402.00856, eq. 16), nca_pair (arXiv 2402.05369, eq. 12),
 sppo_hard (arXiv 2405.00675, eq. 4.7), apo_zero and apo_down (arXiv 2408.06266, eq. 7 and
-8), bco_pair (arXiv 2404.04656, without its running shift, as TRL's) and sigmoid_norm (sigmoid, length-averaged).
+8), bco_pair (arXiv 2404.04656, without its running shift, as TRL's), sigmoid_norm (sigmoid, length-averaged), discopop
+(arXiv 2406.08414, eq. 5, at its τ of 0.05), aot and aot_unpaired (arXiv 2406.05882: the distributions over a batch are
+compared quantile by quantile, so all its pairs have to be given at once).
 """
 
 from __future__ import annotations
@@ -38,11 +40,14 @@ LossName = Literal[
     "sppo_hard",
     "apo_zero",
     "apo_down",
+    "discopop",
+    "aot",
+    "aot_unpaired",
 ]
 AVERAGED = ("ipo", "sigmoid_norm")
 """Losses of log-probabilities averaged over an answer's tokens, as TRL has them."""
 
-SMOOTHED = ("robust", "exo_pair")
+SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
 """Losses in which ε, the share of labels that are taken to be wrong, counts; exo_pair needs one above 0."""
 
 
@@ -190,8 +195,13 @@ def token_divergence(reference: Tensor, logits: Tensor) -> Tensor:
     )
 
 
+DISCOPOP_TAU = 0.05
+"""τ of "discopop": how sharply it goes over from one loss to the other (the paper's value, and TRL's default)."""
+
 PairLoss = Callable[[Tensor, Tensor, float, float], Tensor]
-"""log π/π_ref of the chosen and of the rejected answers, β, ε → loss of each pair, all of shape (pairs,)."""
+"""log π/π_ref of the chosen and of the rejected answers, β, ε → loss of each pair, all of shape (pairs,).
+
+What "aot" compares instead: see `preference_loss`."""
 
 
 def _robust(won: Tensor, lost: Tensor, beta: float, wrong: float) -> Tensor:
@@ -203,6 +213,20 @@ def _exo_pair(won: Tensor, lost: Tensor, beta: float, wrong: float) -> Tensor:
     """KL of the policy's preference from labels that are right with probability 1 − ε."""
     right, flipped = logsigmoid(beta * (won - lost)), logsigmoid(beta * (lost - won))
     return right.exp() * (right - math.log1p(-wrong)) + flipped.exp() * (flipped - math.log(wrong))
+
+
+def _discopop(won: Tensor, lost: Tensor, beta: float, _: float) -> Tensor:
+    """Logistic where the margin is below zero, exponential above, mixed in between."""
+    margin = beta * (won - lost)
+    above = margin / DISCOPOP_TAU
+    # e^(−margin) overflows where its weight σ(above) is 0, and their product does not.
+    return -logsigmoid(margin) * torch.sigmoid(-above) + (logsigmoid(above) - margin).exp()
+
+
+def _smoothed_quantiles(higher: Tensor, lower: Tensor, beta: float, wrong: float) -> Tensor:
+    """The k-th lowest of what should be higher against the k-th lowest of the other, for every k."""
+    margin = beta * (higher.sort().values - lower.sort().values)
+    return -(1 - wrong) * logsigmoid(margin) - wrong * logsigmoid(-margin)
 
 
 def _nca_pair(won: Tensor, lost: Tensor, beta: float, wrong: float) -> Tensor:
@@ -221,6 +245,9 @@ PAIR_LOSSES: dict[str, PairLoss] = {
     "sppo_hard": lambda won, lost, beta, _: (won - 1 / (2 * beta)) ** 2 + (lost + 1 / (2 * beta)) ** 2,
     "apo_zero": lambda won, lost, beta, _: torch.sigmoid(-beta * won) + torch.sigmoid(beta * lost),
     "apo_down": lambda won, lost, beta, _: torch.sigmoid(beta * won) + torch.sigmoid(beta * (lost - won)),
+    "discopop": _discopop,
+    "aot": _smoothed_quantiles,
+    "aot_unpaired": _smoothed_quantiles,
 }
 
 
@@ -230,6 +257,10 @@ def preference_loss(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The preference loss of each pair, and its reward margin β((π_c − ref_c) − (π_r − ref_r)).
 
+    "aot" and "aot_unpaired" sort within the batch: they need all its pairs in one call, and their losses are those of
+    ranks, not of pairs. "aot" compares log π(chosen)/π(rejected) of the policy with that of the reference,
+    "aot_unpaired" log π/π_ref of the chosen answers with that of the rejected ones.
+
     Args:
         chosen: log π(chosen), shape (pairs,); length-averaged for `AVERAGED` losses.
         rejected: log π(rejected), shape (pairs,).
@@ -237,7 +268,7 @@ def preference_loss(
         reference_rejected: log π_ref(rejected), shape (pairs,).
         beta: β.
         name: Any `LossName` but "sft" and "distill".
-        label_smoothing: ε of "robust" and "exo_pair", below ½.
+        label_smoothing: ε of `SMOOTHED` losses, below ½.
 
     Returns:
         Losses and margins, shape (pairs,).
@@ -245,4 +276,7 @@ def preference_loss(
     if name not in PAIR_LOSSES:
         raise ValueError(f"{name} is no preference loss")
     won, lost = chosen - reference_chosen, rejected - reference_rejected
-    return PAIR_LOSSES[name](won, lost, beta, label_smoothing), (beta * (won - lost)).detach()
+    margins = (beta * (won - lost)).detach()
+    if name == "aot":
+        won, lost = chosen - rejected, reference_chosen - reference_rejected
+    return PAIR_LOSSES[name](won, lost, beta, label_smoothing), margins

@@ -66,7 +66,7 @@ class TrainSettings:
         removal_price: Weight of mean(1 − m), which keeps the mask from removing what it need not.
         task_divergence: Weight of KL(π_tuned ‖ π) on the answers of a batch's task examples, which keeps what the tuned
             model does there, its doubts included; the task's own loss counts beside it.
-        label_smoothing: Share of the pairs that are taken to be labelled wrongly, for "robust" and "exo_pair".
+        label_smoothing: Share of the pairs that are taken to be labelled wrongly, for "robust", "exo_pair" and "aot".
         max_norm: Gradient clipping; 0 for none.
         seed: Seed of batches and draws.
         layer_budget: What of each layer is kept at least (see `resafe.masks.budget`); None for no such bound.
@@ -105,7 +105,7 @@ class TrainSettings:
         if not 0 <= self.label_smoothing < 0.5 or (self.loss == "exo_pair" and self.label_smoothing == 0):
             raise InputError(
                 f"label_smoothing is {self.label_smoothing} with loss {self.loss!r}",
-                f"it is a share from 0 to below 0.5, used by {' and '.join(SMOOTHED)}; exo_pair needs one above 0",
+                f"it is a share from 0 to below 0.5, used by {', '.join(SMOOTHED)}; exo_pair needs one above 0",
             )
 
 

@@ -98,13 +98,13 @@ def somf(
         shares: Composition of a batch by side (safety, harmless, task).
         removal_price: Weight of the mean removed share in the objective.
         task_divergence: Weight of KL(tuned ‖ realigned) on the answers of task examples.
-        label_smoothing: Share of pairs taken to be labelled wrongly, for "robust" and "exo_pair".
+        label_smoothing: Share of pairs taken to be labelled wrongly, for "robust", "exo_pair" and "aot".
         export: What leaves training.
         keep: Keep rate of the "top_k" export.
         per_task: A mask of its own for each tuned model, in place of one that all share.
         gradient_checkpointing: Compute layers again in the backward pass, in place of keeping what is inside them.
         storage: Precision in which aligned weights and task vectors are held in training.
-        optimizer: "adamw", or "adamw_8bit" with moments of a byte each (needs torchao).
+        optimizer: "adamw", or "adamw_8bit" with moments of a byte each (extra `lowbit`).
         report_to: Trackers: tensorboard, wandb, trackio, mlflow, …
         share_prompts: Compute the prompt of a pair once for both answers, where the model is found able to; by default
             all but the paper's preset does.
@@ -123,7 +123,7 @@ def somf(
         orthogonal: Before export the removal is made orthogonal to the task loss's gradient (`resafe.realign.learn`).
         base: The model before alignment, for the safety vector aligned − base; an aligned adapter's own by default.
         unaligned: The aligned model after harmful tuning, for the safety vector aligned − unaligned.
-        logits: Precision of the logits; bfloat16 with stochastic rounding (needs torchao).
+        logits: Precision of the logits; bfloat16 with stochastic rounding (extra `lowbit`).
         step_in_backward: Step every tensor in the backward pass and free its gradient.
         fused: Form every masked weight in one pass compiled by torch.compile: "auto" on CUDA only, "on", "off".
         seed: Of the mask's training alone (order and composition of the batches, draws); the problem's by default.
