@@ -18,7 +18,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from resafe.checkpoints import Blocks, Checkpoint, File, RemoteFile, TensorInfo, adapter_modules, base_tensor
+from resafe.checkpoints import (
+    Blocks,
+    Checkpoint,
+    File,
+    RemoteFile,
+    TensorInfo,
+    adapter_modules,
+    base_tensor,
+    check_plain_start,
+)
 from resafe.deltas.lora import scaling
 from resafe.errors import InputError
 
@@ -199,6 +208,7 @@ class AdapterSource:
     change: Callable[[str, Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
+        check_plain_start(self.checkpoint)
         unknown = {
             role
             for parts in self._parts.values()
