@@ -77,6 +77,27 @@ def test_removal_mask_takes_the_top_share_of_positive_scores():
     assert all(bool((mask == 1).all()) for mask in removal_mask(scores, 0.0).values())
 
 
+def test_entries_that_tie_at_the_threshold_make_the_share_and_no_more():
+    """As a small change stored in bfloat16 has them: few magnitudes, each with many entries."""
+    torch.manual_seed(0)
+    scores = {"a": torch.randint(0, 4, (30, 10)).float(), "b": torch.randint(0, 4, (100,)).float()}
+    flat = torch.cat([scores["a"].flatten(), scores["b"]])
+    threes = int((flat == 3).sum())
+    for share in (0.01, 0.05, 0.2, 0.4):
+        masks = removal_mask(scores, share)
+        removed = torch.cat([masks["a"].flatten(), masks["b"]]) == 0
+        assert int(removed.sum()) == round(share * 400)
+        assert float(flat[removed].min()) == (3.0 if share * 400 <= threes else 2.0)
+        assert masks["a"].shape == (30, 10) and masks["a"].dtype == torch.float32
+        spread = int((masks["a"] == 0).sum()) / float(removed.sum())  # over the tensors as the entries are
+        assert abs(spread - 0.75) < 0.26
+    assert int((flat > 0).sum()) == sum(int((mask == 0).sum()) for mask in removal_mask(scores, 0.9).values())
+    four = removal_mask({"a": torch.tensor([1.0, 2.0, 2.0, 2.0, 2.0, 0.0, 3.0, 2.0])}, 0.5)["a"]
+    assert four.tolist() == [1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0]  # the 3, and three of five 2s
+    before = {"a": torch.tensor([0.0, 0.0, 0.0, 1.0])}
+    assert removal_mask({"a": torch.ones(4)}, 0.5, before)["a"].tolist() == before["a"].tolist()  # nothing comes back
+
+
 def test_warm_logits():
     found = warm_logits({"a": torch.tensor([5.0, -1.0, 2.0, 1.0])}, WarmStart(share=0.5, removed=-1, kept=3))
     assert found["a"].tolist() == [-1, 3, -1, 3]

@@ -6,6 +6,7 @@ over a few dozen examples gives these derivatives; nothing is trained.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -249,6 +250,9 @@ def removal_mask(
 ) -> dict[str, Tensor]:
     """Zeros at the `share` of all entries with the highest positive scores over the whole model, ones elsewhere.
 
+    Of entries that tie at the threshold so many are taken as make the share, evenly spaced in the order of the scores:
+    changes stored in bfloat16 have few magnitudes, and those of the first layers are no better to remove than others.
+
     Args:
         scores: Key → score.
         share: Share of all entries, 0 to 1.
@@ -266,4 +270,11 @@ def removal_mask(
     if count == 0:
         return {key: torch.ones_like(score) for key, score in scores.items()}
     threshold = max(float(flat.kthvalue(flat.numel() - count + 1).values), torch.finfo(torch.float32).tiny)
-    return {key: (score < threshold).to(torch.float32) for key, score in scores.items()}
+    surplus = int((flat >= threshold).sum()) - count
+    if surplus <= 0 or threshold == math.inf:  # what is removed already stays so
+        return {key: (score < threshold).to(torch.float32) for key, score in scores.items()}
+    kept = (flat < threshold).to(torch.float32)
+    tied = (flat == threshold).nonzero().flatten()
+    kept[tied[torch.arange(surplus, device=tied.device) * len(tied) // surplus]] = 1.0
+    parts = torch.split(kept, [score.numel() for score in scores.values()])
+    return {key: part.reshape(score.shape) for part, (key, score) in zip(parts, scores.items(), strict=True)}
