@@ -29,6 +29,12 @@ _PLAIN_STARTS = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica
 _LOST_STARTS = ("corda", "lora_ga")
 """Those that rewrite the base by data, so that PEFT cannot do it again as it loads the adapter."""
 
+EXPERTS = (
+    "give an adapter on the other layers, for example on attention alone (target_modules), or merge this one into its "
+    "model (merge_and_unload of PEFT), to fuse or evaluate the merged model"
+)
+"""What to do with an adapter on merged experts; a mask over the merged model would meet them again."""
+
 Shape = tuple[int, ...]
 
 
@@ -176,17 +182,31 @@ def check_shapes_fit(shapes: Mapping[str, Shape], config: Mapping[str, Any], bas
     if str(config.get("peft_type", "LORA")).upper() != "LORA" or config.get("layer_replication"):
         return
     problems: list[str] = []
+    missing: list[str] = []
     for module in adapter_modules(list(shapes)).values():
         parts = {role: shapes[name] for role, name in module.parts.items()}
         if config.get("target_parameters") and any(name.startswith(f"{module.module}.") for name in base.tensors):
             continue  # LoRA on a bare parameter: the saved name does not say which one
         first = next(iter(module.parts.values()))
-        problems += [f"{first}: {problem}" for problem in _module_problems(module, parts, config, base)]
+        found = _module_problems(module, parts, config, base)
+        problems += [f"{first}: {problem}" for problem in found]
+        missing += [module.module] if found else []
+    if experts := [module for module in missing if over_experts(module)]:
+        raise InputError(
+            f"{where}: the adapter covers experts that transformers merges as it loads them, and {base.reference} "
+            f"stores one by one:\n  {listed(experts)}",
+            EXPERTS,
+        )
     if problems:
         raise InputError(
             f"{where}: adapter of another base, it does not fit {base.reference}:\n  {listed(problems)}",
             "give the base it was trained on: BASE+ADAPTER",
         )
+
+
+def over_experts(module: str) -> bool:
+    """Whether PEFT's name of a module is that of all experts of a layer together."""
+    return re.fullmatch(r".+\.experts(?:\.base_layer)*", module) is not None
 
 
 def _module_problems(
