@@ -19,6 +19,7 @@ from resafe.errors import InputError, ResafeError
 from resafe.fusion import Fusion
 from resafe.masks import MaskLogits, MaskSettings, encode_items, install_masks
 from resafe.masks.batches import SIDES, Item
+from resafe.masks.concrete import has_heads
 from resafe.masks.logits import whole
 from resafe.masks.losses import answer_log_probabilities
 from resafe.masks.processes import ALONE, Processes
@@ -68,10 +69,21 @@ def with_head_size(settings: MaskSettings, problem: Problem) -> MaskSettings:
     """The settings with the width of the aligned model's attention heads, where the granularity needs it.
 
     Raises:
-        InputError: The model's configuration does not tell it.
+        InputError: The model's configuration does not tell it, or no tensor of the task vectors is known to have heads.
     """
-    if settings.granularity != "head" or settings.head_size is not None:
+    if settings.granularity != "head":
         return settings
+    size, vector = settings.head_size or _head_size(problem), problem.vectors[0]
+    if not any(has_heads(name, tuple(vector.shape(name)), size) for name in vector.names):
+        raise InputError(
+            "granularity head: no tensor of the task vectors is one whose heads are known, so that each would have one "
+            "value",
+            "use granularity row or entry",
+        )
+    return replace(settings, head_size=size)
+
+
+def _head_size(problem: Problem) -> int:
     aligned, _ = origins(problem.vectors[0])
     model = aligned.base if aligned is not None and aligned.kind == "adapter" else aligned
     config = {} if model is None else model.config.get("text_config", model.config)
@@ -90,7 +102,7 @@ def with_head_size(settings: MaskSettings, problem: Problem) -> MaskSettings:
             "numbers of heads and of hidden units",
             "use granularity row or column",
         )
-    return replace(settings, head_size=int(size))
+    return int(size)
 
 
 def encoded_items(problem: Problem, answer_tokens: int | None = None) -> tuple[list[Item], int]:
