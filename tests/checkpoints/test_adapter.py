@@ -52,6 +52,23 @@ def test_what_peft_writes_fits(made, tmp_path, settings):
     check_adapter_fits(opened, opened.base)
 
 
+@pytest.mark.parametrize("kind", ["Mixtral", "Qwen3Moe"])
+def test_an_adapter_over_merged_experts_is_named(tmp_path, kind):
+    """PEFT's all-linear reaches the experts, which transformers makes one tensor of and the files hold one by one."""
+    import transformers
+    from peft import LoraConfig, get_peft_model
+
+    sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    own = {"Mixtral": {"num_local_experts": 2}, "Qwen3Moe": {"num_experts": 2, "moe_intermediate_size": 16}}
+    model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**sizes, **own[kind]))
+    model.save_pretrained(tmp_path / "base")
+    get_peft_model(model, LoraConfig(r=4, target_modules="all-linear")).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match=r"covers experts that transformers merges[^:]*:\n.*mlp\.experts") as caught:
+        open_checkpoint(f"{tmp_path / 'base'}+{tmp_path / 'adapter'}")
+    assert "another base" not in caught.value.message and "attention alone" in caught.value.hint
+
+
 def test_another_base_is_refused(made):
     with pytest.raises(InputError) as caught:
         open_checkpoint(f"{made / 'other'}+{made / 'adapter'}")

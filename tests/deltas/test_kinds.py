@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import peft
 import pytest
 import torch
@@ -11,7 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from resafe.checkpoints import load_model, open_checkpoint
 from resafe.deltas import DifferenceVector, task_vector
+from resafe.engine.sources import AdapterSource
 from resafe.errors import InputError
+from resafe.evals.shared_base import SharedBase
 from resafe.masks import MaskSettings, install_masks
 from resafe.realign import REALIGN, Problem, write_realigned
 from resafe.realign.safety import agreements, safety_vector
@@ -201,3 +205,73 @@ def test_kinds_whose_tensors_are_zero_where_they_change_nothing(lab, tmp_path, k
     for strength, wanted in ((0.0, model.eval()), (1.0, load_model(base))):
         out = write_realigned(tmp_path / f"out{strength}", [vector], at(vector, strength), tuned, "")
         close(logits(PeftModel.from_pretrained(load_model(base), str(out)).eval()), logits(wanted))
+
+
+def rewritten(lab, path, start, trained=0.1):
+    """An adapter whose start takes its factors out of the base, its model's logits, and what it was at the start."""
+    torch.manual_seed(4)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=start)
+    model = get_peft_model(lab.plain(), config).eval()
+    model.peft_config["default"].init_lora_weights = True  # as PEFT's guide has it for a later conversion
+    model.save_pretrained(path / "start")
+    model.peft_config["default"].init_lora_weights = start
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.add_(trained * torch.randn_like(parameter))
+    wanted = logits(model)
+    model.save_pretrained(path / "tuned")
+    model.save_pretrained(path / "plain", path_initial_model_for_weight_conversion=str(path / "start"))
+    return open_checkpoint(f"{lab.root / 'base'}+{path / 'tuned'}", cache=path / "cache"), wanted
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora", "pissa_niter_16"])
+def test_an_adapter_whose_start_rewrote_the_base(lab, tmp_path, start):
+    """PEFT rewrites the base again as it loads the adapter: its model is right, the adapter's product alone is not."""
+    base = lab.open("base")
+    tuned, wanted = rewritten(lab, tmp_path, start)
+    if "niter" not in start:  # which draws at random, and is another at every load
+        close(logits(load_model(tuned)), wanted)
+        shared = SharedBase(base, dtype="float32")
+        close(logits(shared.model(tuned)), wanted)
+        assert torch.equal(logits(shared.model(base)), logits(lab.plain()))  # not the rewritten one
+    for refused in (
+        lambda: task_vector(tuned, base),
+        lambda: task_vector(tuned, base, "weights").names,
+        lambda: task_vector(tuned, tuned).factor_modules(),
+        lambda: AdapterSource(tuned, base, {}),
+    ):
+        with pytest.raises(InputError, match=f"started by init_lora_weights '{start}'") as error:
+            refused()
+        assert "merge_and_unload" in error.value.hint and "path_initial_model" in error.value.hint
+    plain = open_checkpoint(f"{lab.root / 'base'}+{tmp_path / 'plain'}", cache=tmp_path / "cache")  # as the hint has it
+    model = load_model(base)
+    values = install_masks(
+        model, [task_vector(plain, base)], MaskSettings(), seed=0, combine=lambda n, d: d[0], linear=True
+    )
+    with values.reading("ones"):
+        close(logits(model), wanted)
+
+
+@pytest.mark.parametrize("start", ["lora_ga", "corda"])
+def test_an_adapter_whose_start_cannot_be_made_again(lab, tmp_path, start):
+    """PEFT would put a LoRA-GA adapter on the base as it is, and say nothing."""
+    tuned_on(lab.open("base"), tmp_path / "tuned", ["q_proj"])
+    config = tmp_path / "tuned" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"init_lora_weights": start}))
+    tuned = open_checkpoint(f"{lab.root / 'base'}+{tmp_path / 'tuned'}", cache=tmp_path / "cache")
+    for load in (load_model, SharedBase(lab.open("base")).model):
+        with pytest.raises(InputError, match=f"'{start}', which rewrites the base from data"):
+            load(tuned)
+
+
+@pytest.mark.parametrize("start", ["gaussian", "orthogonal", "mica", False])
+def test_starts_that_leave_the_base_as_it_is(lab, tmp_path, start):
+    base = lab.open("base")
+    tuned = tuned_on(base, tmp_path / "tuned", ["q_proj"], init_lora_weights=start)
+    model = load_model(base)
+    values = install_masks(
+        model, [task_vector(tuned, base)], MaskSettings(), seed=0, combine=lambda n, d: d[0], linear=True
+    )
+    for reading, other in (("ones", tuned), ("zeros", base)):
+        with values.reading(reading):
+            close(logits(model), logits(load_model(other)))

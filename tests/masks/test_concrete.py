@@ -12,6 +12,7 @@ from resafe.masks.concrete import (
     check_rescale,
     export_mask,
     form_mask,
+    has_heads,
     logits_key,
     logits_shape,
     norm_kept,
@@ -104,6 +105,45 @@ def test_heads_own_rows_of_the_projections_in_and_columns_of_the_one_out():
     assert oriented(mlp, torch.ones(1, 1), heads).shape == (1, 1)
     with pytest.raises(InputError, match="heads of width 7 do not fit"):
         logits_shape(q, (16, 32), of("head", 7))
+    assert has_heads(q, (16, 32), 8) and not has_heads(q, (8, 32), 8) and not has_heads(mlp, (64, 32), 8)
+
+
+@pytest.mark.parametrize("kind", ["GPTNeoX", "Bloom", "Falcon"])
+def test_a_run_of_a_head_s_width_is_of_one_head_where_all_three_projections_are_one(kind):
+    """Rows zeroed one run at a time: of the output's input, which the dense layer takes, one head alone changes."""
+    import transformers
+
+    sizes = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    own = {
+        "GPTNeoX": {"intermediate_size": 64},
+        "Bloom": {"n_layer": 1, "n_head": 4},
+        "Falcon": {"new_decoder_architecture": True, "num_kv_heads": 2},
+    }
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**{**sizes, **own[kind]})
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    ((name, weight),) = [p for p in model.named_parameters() if p[0].endswith("query_key_value.weight")]
+    dense = model.get_submodule(name.removesuffix("query_key_value.weight") + "dense")
+    assert logits_shape(f"{name.removesuffix('query_key_value.weight')}dense.weight", (32, 32), of("head", 8)) == (1, 4)
+    held = []
+    dense.register_forward_pre_hook(lambda _, inputs: held.append(inputs[0].detach().view(-1, 4, 8)))
+    runs, groups = weight.shape[0] // 8, 2 if kind == "Falcon" else 1
+    assert logits_shape(name, tuple(weight.shape), of("head", 8)) == (runs, 1)
+    with torch.no_grad():
+        weight.mul_(20)
+        model(torch.arange(5, 13)[None])
+        whole = weight.clone()
+        changed = []
+        for run in range(runs):
+            mask = torch.ones(runs, 1)
+            mask[run] = 0
+            weight.copy_(whole * oriented(name, mask, of("head", 8)))
+            model(torch.arange(5, 13)[None])
+            changed.append([h for h in range(4) if not torch.allclose(held[-1][:, h], held[0][:, h], atol=1e-6)])
+    if groups == 1:
+        assert changed == [[head] for head in range(4) for _ in range(3)]
+    else:  # two groups of two queries, with a key and a value each
+        assert changed == [[0], [1], [0, 1], [0, 1], [2], [3], [2, 3], [2, 3]]
 
 
 def test_the_norm_is_kept_and_its_gradient_follows():

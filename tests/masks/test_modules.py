@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from resafe.checkpoints import open_checkpoint
+from resafe.checkpoints import load_model, open_checkpoint
 from resafe.deltas import task_vector
 from resafe.errors import InputError
 from resafe.fusion import Fusion
 from resafe.masks import Mask, MaskSettings, install_masks
-from resafe.masks.modules import MaskedModule
+from resafe.masks.modules import MaskedModule, _linear
 from resafe.masks.summary import keep_rates, mean_keep
 from tests.tiny import logits
 
@@ -363,6 +363,41 @@ def test_the_digest_tells_task_vectors_apart(lab):
     assert digests[0] == digests[1] != digests[2]
 
 
+def test_a_masked_layer_has_its_base_s_weight_and_bias_as_in_peft(tmp_path):
+    """Jamba reads both of dt_proj past its forward."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import JambaConfig, JambaForCausalLM
+
+    torch.manual_seed(0)
+    config = JambaConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_experts=2, attn_layer_period=2, attn_layer_offset=1, mamba_d_state=4,
+        use_mamba_kernels=False, mamba_dt_rank=4,
+    )  # fmt: skip
+    JambaForCausalLM(config).save_pretrained(tmp_path / "base")
+    base = open_checkpoint(tmp_path / "base", cache=tmp_path / "cache")
+    wanted = get_peft_model(load_model(base), LoraConfig(r=4, target_modules=["dt_proj", "q_proj"])).eval()
+    with torch.no_grad():
+        for name, parameter in wanted.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    wanted.save_pretrained(tmp_path / "tuned")
+    tuned = open_checkpoint(f"{tmp_path / 'base'}+{tmp_path / 'tuned'}", cache=tmp_path / "cache")
+    model = load_model(base)
+    plain = model.model.layers[0].mamba.dt_proj
+    values = install_masks(
+        model, [task_vector(tuned, base)], MaskSettings(), seed=0, combine=lambda n, d: d[0], linear=True
+    )
+    masked = model.model.layers[0].mamba.dt_proj
+    assert masked.weight is plain.weight and masked.bias is plain.bias and masked.in_features == 4
+    peft = wanted.base_model.model.model.layers[0].mamba.dt_proj
+    assert torch.equal(masked.weight, peft.weight) and torch.equal(masked.bias, peft.bias)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = masked.nothing
+    with values.reading("ones"):
+        same(logits(model), logits(wanted))
+
+
 def test_what_does_not_fit(lab):
     vectors = [task_vector(lab.open(name), lab.open("base")) for name in ("tuned", "full")]
     common = {"seed": 0, "combine": lambda name, deltas: deltas[0], "linear": True}
@@ -370,3 +405,6 @@ def test_what_does_not_fit(lab):
         install_masks(lab.plain(), vectors, MaskSettings(), **common)
     with pytest.raises(InputError, match="no linear layer"):
         install_masks(torch.nn.Linear(2, 2), vectors[:1], MaskSettings(), **common)
+    with pytest.raises(InputError, match="covers experts that transformers merges") as error:
+        _linear(lab.plain(), "model.layers.0.mlp.experts.base_layer")
+    assert "attention alone" in error.value.hint

@@ -264,6 +264,8 @@ def test_realign_with_a_mask_fuses_as_it_was_learnt_and_keeps_the_order(lab, fus
         ({"settings": {"warm_share": 7.0}}, "warm_share is 7"),
         ({"settings": {"keep": 9.0, "export": "top_k"}}, "keep is 9"),
         ({"settings": {"answer_tokens": -2}}, "answer_tokens is -2"),
+        ({"settings": {"answer_tokens": "some"}}, "setting 'answer_tokens' = 'some'"),
+        ({"method": "selector", "settings": {"answer_tokens": 0}}, "answer_tokens is 0"),
         ({"settings": {"strengths": []}}, "no strength is given"),
         ({"settings": {"preset": "paper", "granularity": "layer"}}, "scaled back to what it was"),
     ],

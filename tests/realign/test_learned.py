@@ -15,7 +15,7 @@ from resafe.fusion import Fusion
 from resafe.masks import Mask, MaskSettings
 from resafe.masks.concrete import logits_shape
 from resafe.masks.modules import MaskedWeight
-from resafe.realign import Problem, learn
+from resafe.realign import REALIGN, Problem, learn
 from resafe.realign.mask_family import mask_family
 from resafe.realign.scores import (
     agreed,
@@ -30,6 +30,7 @@ from resafe.realign.scores import (
 )
 from resafe.realign.warm import WarmStart, warm_logits
 from resafe.realign.write import write_realigned
+from resafe.settings import named_values
 from tests.realign.test_methods import family, problem
 from tests.tiny import KEEP, PAIRS, Source, logits
 
@@ -75,6 +76,27 @@ def test_removal_mask_takes_the_top_share_of_positive_scores():
     every = removal_mask(scores, 1.0)
     assert all(torch.equal(every[key] == 0, scores[key] > 0) for key in scores)  # never a harmful removal
     assert all(bool((mask == 1).all()) for mask in removal_mask(scores, 0.0).values())
+
+
+def test_entries_that_tie_at_the_threshold_make_the_share_and_no_more():
+    """As a small change stored in bfloat16 has them: few magnitudes, each with many entries."""
+    torch.manual_seed(0)
+    scores = {"a": torch.randint(0, 4, (30, 10)).float(), "b": torch.randint(0, 4, (100,)).float()}
+    flat = torch.cat([scores["a"].flatten(), scores["b"]])
+    threes = int((flat == 3).sum())
+    for share in (0.01, 0.05, 0.2, 0.4):
+        masks = removal_mask(scores, share)
+        removed = torch.cat([masks["a"].flatten(), masks["b"]]) == 0
+        assert int(removed.sum()) == round(share * 400)
+        assert float(flat[removed].min()) == (3.0 if share * 400 <= threes else 2.0)
+        assert masks["a"].shape == (30, 10) and masks["a"].dtype == torch.float32
+        spread = int((masks["a"] == 0).sum()) / float(removed.sum())  # over the tensors as the entries are
+        assert abs(spread - 0.75) < 0.26
+    assert int((flat > 0).sum()) == sum(int((mask == 0).sum()) for mask in removal_mask(scores, 0.9).values())
+    four = removal_mask({"a": torch.tensor([1.0, 2.0, 2.0, 2.0, 2.0, 0.0, 3.0, 2.0])}, 0.5)["a"]
+    assert four.tolist() == [1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0]  # the 3, and three of five 2s
+    before = {"a": torch.tensor([0.0, 0.0, 0.0, 1.0])}
+    assert removal_mask({"a": torch.ones(4)}, 0.5, before)["a"].tolist() == before["a"].tolist()  # nothing comes back
 
 
 def test_warm_logits():
@@ -239,11 +261,16 @@ def test_the_width_of_heads_is_found_under_every_name(tmp_path, kind):
         model.save_pretrained(tmp_path / name)
     aligned, tuned = (open_checkpoint(tmp_path / name, cache=tmp_path / "cache") for name in ("aligned", "tuned"))
     of = Problem([task_vector(tuned, aligned)])
-    settings = with_head_size(MaskSettings("head"), of)
-    assert settings.head_size == 8
-    shapes = {name: logits_shape(name, of.vectors[0].shape(name), settings) for name in of.names}
-    of_heads = [shape for name, shape in shapes.items() if name.endswith(("q_proj.weight", "out_proj.weight"))]
-    assert sorted(of_heads) == ([] if kind == "GPT2" else [(1, 4), (4, 1)])  # its projections in are one tensor
+    if kind == "GPT2":  # its projections in are one tensor, with heads in its columns
+        for given in (MaskSettings("head"), MaskSettings("head", head_size=8)):
+            with pytest.raises(InputError, match="no tensor of the task vectors .*\n.*granularity row or entry"):
+                with_head_size(given, of)
+    else:
+        settings = with_head_size(MaskSettings("head"), of)
+        assert settings.head_size == 8
+        shapes = {name: logits_shape(name, of.vectors[0].shape(name), settings) for name in of.names}
+        of_heads = [shape for name, shape in shapes.items() if name.endswith(("q_proj.weight", "out_proj.weight"))]
+        assert sorted(of_heads) == [(1, 4), (4, 1)]
     aligned.config.update(dict.fromkeys(names[kind], None))
     with pytest.raises(InputError, match="attention heads is not known.*\n.*granularity row or column"):
         with_head_size(MaskSettings("head"), of)
@@ -255,6 +282,28 @@ def test_batches_that_cannot_be_are_told_before_a_model_is_loaded(lab):
         family("somf", of, steps=1, batch_size=1)
     with pytest.raises(InputError, match="compares the answers of pairs"):
         family("somf", of, steps=1, loss="ipo", shares={"task": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "wanted"),
+    [("somf", {}, 6), ("somf", {"answer_tokens": "all"}, None), ("somf", {"answer_tokens": "3"}, 3),
+     ("somf", {"preset": "paper"}, None), ("selector", {}, 4), ("selector", {"answer_tokens": "all"}, None)],
+)  # fmt: skip
+def test_all_tokens_of_the_answers_can_be_asked_for(lab, monkeypatch, method, given, wanted):
+    seen = []
+
+    def encoded(problem, answer_tokens=None):
+        seen.append(answer_tokens)
+        raise ResafeError("seen", "")
+
+    for place in ("learn", "selector"):
+        monkeypatch.setattr(f"resafe.realign.{place}.encoded_items", encoded)
+    settings = named_values([f"{name}={value}" for name, value in given.items()], "--set")
+    with pytest.raises(ResafeError, match="seen"):
+        family(method, learnable(lab), **REALIGN.get(method).check(settings))
+    assert seen == [wanted]
+    with pytest.raises(InputError, match="'answer_tokens' = 'some'"):
+        REALIGN.get(method).check({"answer_tokens": "some"})
 
 
 def test_warm_start_is_where_training_begins(lab, tmp_path):

@@ -1,6 +1,14 @@
 """Weights at rest: references, headers, lazy readers, adapters, GGUF in, loading and writing."""
 
-from resafe.checkpoints.adapter import AdapterModule, adapter_modules, base_tensor, check_adapter_fits
+from resafe.checkpoints.adapter import (
+    AdapterModule,
+    adapter_modules,
+    base_tensor,
+    check_adapter_fits,
+    check_loads,
+    check_plain_start,
+    rewriting_start,
+)
 from resafe.checkpoints.blocks import Blocks
 from resafe.checkpoints.cachedir import cache_root
 from resafe.checkpoints.compare import check_same_shapes, tied_copies
@@ -31,6 +39,8 @@ __all__ = [
     "cache_root",
     "cached_digest",
     "check_adapter_fits",
+    "check_loads",
+    "check_plain_start",
     "check_same_shapes",
     "convert_gguf",
     "ensure_space",
@@ -47,6 +57,7 @@ __all__ = [
     "quiet",
     "read_header",
     "resolve_dtype",
+    "rewriting_start",
     "save_adapter",
     "save_model",
     "show_size",

@@ -23,6 +23,18 @@ _PART = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|base_layer)(?:\.(?P<leaf>weight|bias))?"
 )
 
+_PLAIN_STARTS = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica")
+"""Values of `init_lora_weights` of PEFT 0.21 that leave the base as it is."""
+
+_LOST_STARTS = ("corda", "lora_ga")
+"""Those that rewrite the base by data, so that PEFT cannot do it again as it loads the adapter."""
+
+EXPERTS = (
+    "give an adapter on the other layers, for example on attention alone (target_modules), or merge this one into its "
+    "model (merge_and_unload of PEFT), to fuse or evaluate the merged model"
+)
+"""What to do with an adapter on merged experts; a mask over the merged model would meet them again."""
+
 Shape = tuple[int, ...]
 
 
@@ -60,6 +72,51 @@ def adapter_modules(names: Mapping[str, Any] | list[str]) -> dict[str, AdapterMo
                 role = f"{role}.bias"
         found.setdefault(module, {})[role] = name
     return {module: AdapterModule(module, parts) for module, parts in found.items()}
+
+
+def rewriting_start(config: Mapping[str, Any]) -> str | None:
+    """The start of an adapter (`init_lora_weights`) that rewrites the base's weights; None where the base stays.
+
+    PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA take the factors out of the base and leave a residual in it. The adapter's
+    files hold the factors alone: they belong on the residual, which PEFT makes anew as it loads the adapter. A start
+    that is not known here counts as one of them.
+    """
+    start = config.get("init_lora_weights")
+    return None if str(start).lower() in _PLAIN_STARTS else str(start)
+
+
+def check_plain_start(adapter: Checkpoint) -> None:
+    """Checks that an adapter's product may be added to its base as the files hold it.
+
+    Raises:
+        InputError: The adapter belongs on a base that its start has rewritten.
+    """
+    if start := rewriting_start(adapter.config):
+        raise InputError(
+            f"{adapter.reference} was started by init_lora_weights {start!r}, which takes the factors out of the base: "
+            "on the base as its files hold it the adapter is another model",
+            "merge the adapter into its model (merge_and_unload of PEFT) and give the merged model, or convert it to "
+            "plain LoRA (PEFT's save_pretrained with path_initial_model_for_weight_conversion)",
+        )
+
+
+def check_loads(adapter: Checkpoint) -> None:
+    """Checks that PEFT makes the model that was trained when it loads an adapter on its base.
+
+    It takes a LoRA-GA adapter without a word, and the base as it is.
+
+    Raises:
+        InputError: The base was rewritten from data that the files do not hold.
+    """
+    start = str(rewriting_start(adapter.config)).lower()
+    if start.startswith(_LOST_STARTS):
+        raise InputError(
+            f"{adapter.reference} was started by init_lora_weights {start!r}, which rewrites the base from data: PEFT "
+            "cannot do that again as it loads the adapter",
+            "save it where it was trained: merged into its model, or as plain LoRA (PEFT's save_pretrained with "
+            "path_initial_model_for_weight_conversion). Where the base given is the rewritten one, set "
+            "init_lora_weights: true in adapter_config.json",
+        )
 
 
 def base_reference(config: Mapping[str, Any], directory: Path) -> str | None:
@@ -125,17 +182,31 @@ def check_shapes_fit(shapes: Mapping[str, Shape], config: Mapping[str, Any], bas
     if str(config.get("peft_type", "LORA")).upper() != "LORA" or config.get("layer_replication"):
         return
     problems: list[str] = []
+    missing: list[str] = []
     for module in adapter_modules(list(shapes)).values():
         parts = {role: shapes[name] for role, name in module.parts.items()}
         if config.get("target_parameters") and any(name.startswith(f"{module.module}.") for name in base.tensors):
             continue  # LoRA on a bare parameter: the saved name does not say which one
         first = next(iter(module.parts.values()))
-        problems += [f"{first}: {problem}" for problem in _module_problems(module, parts, config, base)]
+        found = _module_problems(module, parts, config, base)
+        problems += [f"{first}: {problem}" for problem in found]
+        missing += [module.module] if found else []
+    if experts := [module for module in missing if over_experts(module)]:
+        raise InputError(
+            f"{where}: the adapter covers experts that transformers merges as it loads them, and {base.reference} "
+            f"stores one by one:\n  {listed(experts)}",
+            EXPERTS,
+        )
     if problems:
         raise InputError(
             f"{where}: adapter of another base, it does not fit {base.reference}:\n  {listed(problems)}",
             "give the base it was trained on: BASE+ADAPTER",
         )
+
+
+def over_experts(module: str) -> bool:
+    """Whether PEFT's name of a module is that of all experts of a layer together."""
+    return re.fullmatch(r".+\.experts(?:\.base_layer)*", module) is not None
 
 
 def _module_problems(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from resafe.checkpoints.adapter import check_loads
 from resafe.checkpoints.precision import Precision, resolve_dtype
 from resafe.errors import InputError
 
@@ -61,7 +62,8 @@ def load_model(
         merge: Fold an adapter into the weights (fastest to run); False keeps a PeftModel. Without effect on a model.
 
     Raises:
-        InputError: An adapter without a base, or files that do not make the model their configuration describes.
+        InputError: An adapter without a base, or on one that PEFT cannot rewrite again as the adapter's start did, or
+            files that do not make the model their configuration describes.
     """
     from transformers import AutoModelForCausalLM
 
@@ -70,6 +72,8 @@ def load_model(
         raise InputError(
             f"{checkpoint.reference}: the adapter names no base", f"open it as BASE+{checkpoint.reference}"
         )
+    if checkpoint.kind == "adapter":
+        check_loads(checkpoint)
     kind = resolve_dtype(dtype, device) if isinstance(dtype, str) else dtype
     directory = source.downloaded()
     with quiet():

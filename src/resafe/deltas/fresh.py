@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from resafe.checkpoints import AdapterModule, Checkpoint, adapter_modules, base_tensor
+from resafe.checkpoints import AdapterModule, Checkpoint, adapter_modules, base_tensor, check_plain_start
 from resafe.deltas.lora import transposed
 from resafe.errors import InputError, listed
 
@@ -33,6 +33,7 @@ class FreshAdapter:
     adapter: Checkpoint
 
     def __post_init__(self) -> None:
+        check_plain_start(self.adapter)  # its factors are not zero where its training starts
         if unknown := [name for name in self._roles if not self._zero(name) and self._base(name) is None]:
             raise InputError(
                 f"{self.adapter.reference}: what these are where the adapter changes nothing is not known:\n"

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from resafe.checkpoints import Checkpoint, base_tensor
+from resafe.checkpoints import Checkpoint, base_tensor, check_plain_start
 from resafe.errors import InputError
 
 _FACTOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
@@ -19,8 +19,9 @@ def factor_pairs(adapter: Checkpoint) -> dict[str, tuple[str, str]]:
     """Base weight name → names of its (A, B) factors in the adapter.
 
     Raises:
-        InputError: A tensor is not a LoRA factor, or a factor lacks its partner.
+        InputError: A tensor is not a LoRA factor, a factor lacks its partner, or the adapter's start rewrote the base.
     """
+    check_plain_start(adapter)
     sides: dict[str, dict[str, str]] = {}
     for name in adapter.tensors:
         match = _FACTOR.match(name)

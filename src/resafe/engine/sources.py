@@ -18,7 +18,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from resafe.checkpoints import Blocks, Checkpoint, File, RemoteFile, TensorInfo, adapter_modules, base_tensor
+from resafe.checkpoints import (
+    Blocks,
+    Checkpoint,
+    File,
+    RemoteFile,
+    TensorInfo,
+    adapter_modules,
+    base_tensor,
+    check_plain_start,
+)
+from resafe.checkpoints.adapter import EXPERTS, over_experts
 from resafe.deltas.lora import scaling
 from resafe.errors import InputError
 
@@ -199,6 +209,7 @@ class AdapterSource:
     change: Callable[[str, Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
+        check_plain_start(self.checkpoint)
         unknown = {
             role
             for parts in self._parts.values()
@@ -223,6 +234,10 @@ class AdapterSource:
                 up, down = shapes[low["lora_B"]], shapes[low["lora_A"]]
                 wanted = (down[1], up[0]) if self._turned else (up[0], down[1])
                 name = base_tensor(module.module, self.base, wanted)
+                if name is None and over_experts(module.module):
+                    raise InputError(
+                        f"{self.checkpoint.reference}: '{module.module}' is all experts of a layer together", EXPERTS
+                    )
                 assert name is not None  # checked when the adapter was opened
                 found[name] = low
             for leaf, stored in parts.items():

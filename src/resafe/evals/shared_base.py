@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from resafe.checkpoints import Checkpoint, Precision, load_model, quiet
+from resafe.checkpoints import Checkpoint, Precision, check_loads, load_model, quiet, rewriting_start
 from resafe.errors import InputError
 
 
@@ -57,6 +57,10 @@ class SharedBase:
 
         if adapter.base is None or adapter.base.path != self.base.path:
             raise InputError(f"{adapter.reference}: does not sit on {self.base.reference}", "give it with its base")
+        check_loads(adapter)
+        if rewriting_start(adapter.config):  # PEFT rewrites the weights of some starts in place
+            for weight in self._model.parameters():
+                weight.data = weight.data.clone()
         with quiet():
             try:
                 wrapped: Any = PeftModel.from_pretrained(self._model, str(adapter.downloaded()))

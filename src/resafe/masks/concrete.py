@@ -34,8 +34,11 @@ Export = Literal["soft", "threshold", "top_k", "sample", "last_draw"]
 
 _FACTOR = re.compile(r"\.lora_(?P<side>[AB])\.")
 _LAYER = re.compile(r"(.*?\.\d+)\.")  # up to the first number: experts and the like are numbered inside their layer
-_HEADS_IN = re.compile(r"\.(?:q|k|v|qkv)_proj\.(?!lora_A)")
-_HEADS_OUT = re.compile(r"\.(?:o|out)_proj\.(?!lora_B)")
+_HEADS_IN = re.compile(r"\.(?:(?:q|k|v|qkv)_proj|query_key_value)\.(?!lora_A)")
+"""Every run of a head's width in their rows is the query, the key or the value of one head, whether these follow one
+another by head (GPT-NeoX, BLOOM), by group (Falcon) or all queries first (Phi-3). GPT-2's c_attn is not among them: its
+heads lie in columns."""
+_HEADS_OUT = re.compile(r"\.(?:(?:o|out)_proj|(?:self_)?attention\.dense)\.(?!lora_B)")
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,12 @@ def _heads(name: str, shape: tuple[int, ...], size: int | None) -> tuple[int, ..
     if size is None or shape[axis] % size:
         raise InputError(f"heads of width {size} do not fit into '{name}' of shape {shape}", "use row or column")
     return tuple(length // size if place == axis else 1 for place, length in enumerate(shape))
+
+
+def has_heads(name: str, shape: tuple[int, ...], size: int) -> bool:
+    """Whether "head" gives a tensor more than one value, with heads of width `size`."""
+    axis = _head_axis(name, len(shape))
+    return axis is not None and shape[axis] > size
 
 
 def _head_axis(name: str, dimensions: int) -> int | None:

@@ -79,6 +79,9 @@ class Share(Protocol):
         ...
 
 
+UNPADDED = "resafe_unpadded"
+"""An attribute of models: true where their sequences are computed one at a time (see `resafe.masks.padding`)."""
+
 PASS_COST = 64
 """What one more pass through the model costs beside its tokens, in tokens (measured with adapters on two cores)."""
 
@@ -145,7 +148,7 @@ def length_groups(lengths: Sequence[int], pass_cost: float) -> list[list[int]]:
 
 
 def answer_logits(model: Any, sequences: Sequence[Encoded], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of all answers' tokens, in one forward pass.
+    """Logits of all answers' tokens, in one forward pass, or in one a sequence for models that mind padding.
 
     Sequences are padded on the left, so that all answers end at the last position; prompts cost no vocabulary-sized
     work.
@@ -159,6 +162,10 @@ def answer_logits(model: Any, sequences: Sequence[Encoded], pad_id: int) -> tupl
         Logits, shape (tokens, vocabulary), float32; the tokens that they should predict, and the sequence of each
         token, shape (tokens,).
     """
+    if len(sequences) > 1 and getattr(model, UNPADDED, False):
+        each = [answer_logits(model, [sequence], pad_id) for sequence in sequences]
+        rows = [torch.full_like(own, row) for row, (_, _, own) in enumerate(each)]
+        return torch.cat([one[0] for one in each]), torch.cat([one[1] for one in each]), torch.cat(rows)
     width = max(len(sequence) for sequence in sequences)
     tail = max(len(sequence.answer) for sequence in sequences)
     ids = torch.full((len(sequences), width), pad_id, dtype=torch.long)

@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from resafe.checkpoints import parameter_names
+from resafe.checkpoints.adapter import EXPERTS, over_experts
 from resafe.deltas import TaskVector, stored_copies
 from resafe.errors import InputError, listed
 from resafe.masks.concrete import MaskSettings, norm_kept
@@ -158,6 +159,19 @@ class MaskedLora(nn.Module):
         found: Tensor = self.base(x) + update
         return found
 
+    def __getattr__(self, name: str) -> Any:
+        """What the rest of a model asks of the layer itself (Jamba its bias, RWKV its weight): the base's.
+
+        As in PEFT, whose layers give the base's `weight` and `bias` without the adapter's product, so that the model
+        that was tuned is the one that is masked.
+        """
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base":  # not set yet
+                raise
+        return getattr(self.base, name)
+
 
 class MaskedModule(nn.Module):
     """A module of any kind (linear layer, embedding, norm) whose parameters are masked.
@@ -207,6 +221,14 @@ class MaskedModule(nn.Module):
         if name in held:
             return held[name]
         return self._formed(name) if name in held["weights"] else getattr(held["base"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What the rest of a model sets on the module itself: RecurrentGemma takes the state of a call back there."""
+        base = self.__dict__.get("_modules", {}).get("base")
+        if base is not None and name not in self.__dict__ and name in base.__dict__:
+            setattr(base, name, value)
+        else:
+            super().__setattr__(name, value)
 
 
 def install_masks(
@@ -360,6 +382,8 @@ def _linear(model: nn.Module, path: str) -> nn.Module:
     except AttributeError:
         child = None
     if not isinstance(child, nn.Linear | Conv1D):
+        if over_experts(path):
+            raise InputError(f"'{path}': the adapter covers experts that transformers merges as it loads them", EXPERTS)
         raise InputError(f"the model has no linear layer '{path}'", "is the adapter of another base model?")
     return child
 

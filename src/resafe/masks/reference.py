@@ -15,7 +15,7 @@ from torch import Tensor
 from resafe.masks.batches import Item
 from resafe.masks.checkpoint import load_state, save_state
 from resafe.masks.logits import MaskLogits
-from resafe.masks.losses import PASS_COST, answer_log_probabilities
+from resafe.masks.losses import PASS_COST, UNPADDED, answer_log_probabilities
 from resafe.masks.modules import MaskedWeight
 from resafe.masks.pairs import pair_log_probabilities
 from resafe.masks.processes import ALONE, Processes
@@ -50,7 +50,10 @@ def reference_digest(
     tokens = [(i.chosen.prompt, i.chosen.answer, i.rejected.prompt, i.rejected.answer) if i.rejected else None
               for i in items]  # fmt: skip
     made_with = {name: version for name, version in versions().items() if name in _LIBRARIES}
-    return digest_value([_FORMAT, models, logits.vectors_digest, which, tokens, precision_of(model), shared, made_with])
+    unpadded = ["unpadded"] if getattr(model, UNPADDED, False) else []
+    return digest_value(
+        [_FORMAT, models, logits.vectors_digest, which, tokens, precision_of(model), shared, made_with, *unpadded]
+    )
 
 
 def kept_reference(

@@ -23,6 +23,7 @@ from resafe.masks.losses import (
     AVERAGED,
     PAIR_LOSSES,
     SMOOTHED,
+    UNPADDED,
     Encoded,
     LossName,
     answer_log_probabilities,
@@ -30,6 +31,7 @@ from resafe.masks.losses import (
     preference_loss,
     token_divergence,
 )
+from resafe.masks.padding import check_padding
 from resafe.masks.pairs import shares_prompts
 from resafe.masks.processes import ALONE, Processes
 from resafe.masks.reference import (
@@ -173,6 +175,7 @@ class MaskTrainer:
         self.batches = batches_of(self.items, settings)
         self.engine, self.processes = engine or EngineSettings(), processes
         self._check_engine()
+        check_padding(model, logits, self.items, pad_id, processes)
         logits.kernels = Kernels(self.engine.fused)
         device = next(model.parameters()).device
         self._fused = logits.kernels.used_on(device)  # as planned: that compiling fails is found at the first step
@@ -221,6 +224,7 @@ class MaskTrainer:
         running += ["steps in backward"] if self.engine.step_in_backward else []
         running += ["fused"] if self._fused else []
         running += [str([item.task for item in self.items])] if self.logits.apart else []
+        running += ["unpadded"] if getattr(self.model, UNPADDED, False) else []
         models = [self.models, precision_of(self.model)]
         return digest_value(
             [described(self.settings), described(self.logits.settings), tokens, start, models, *running]

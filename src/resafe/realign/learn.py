@@ -20,6 +20,7 @@ from resafe.masks.budget import KEPT
 from resafe.masks.concrete import Export, check_rescale, top_of_single
 from resafe.masks.engine import EngineSettings, checkpoint_layers
 from resafe.masks.logits import whole
+from resafe.masks.padding import check_padding
 from resafe.masks.processes import ALONE, Processes, launched, shard
 from resafe.masks.train import batches_of
 from resafe.provenance import described
@@ -83,6 +84,7 @@ def train_mask(
         checkpoint_layers(model)
     if processes.world > 1:
         shard(model, logits)
+    check_padding(model, logits, items, pad_id, processes)
     if warm is not None:
         scores = warm_scores(problem, warm, model, logits, items, pad_id, limits.safety, processes)
         logits.start_from(settings, warm_logits(scores, warm))

@@ -6,6 +6,7 @@ over a few dozen examples gives these derivatives; nothing is trained.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ from resafe.errors import InputError, ResafeError
 from resafe.fusion import Fusion
 from resafe.masks import MaskLogits, MaskSettings, encode_items, install_masks
 from resafe.masks.batches import SIDES, Item
+from resafe.masks.concrete import has_heads
 from resafe.masks.logits import whole
 from resafe.masks.losses import answer_log_probabilities
 from resafe.masks.processes import ALONE, Processes
@@ -67,10 +69,21 @@ def with_head_size(settings: MaskSettings, problem: Problem) -> MaskSettings:
     """The settings with the width of the aligned model's attention heads, where the granularity needs it.
 
     Raises:
-        InputError: The model's configuration does not tell it.
+        InputError: The model's configuration does not tell it, or no tensor of the task vectors is known to have heads.
     """
-    if settings.granularity != "head" or settings.head_size is not None:
+    if settings.granularity != "head":
         return settings
+    size, vector = settings.head_size or _head_size(problem), problem.vectors[0]
+    if not any(has_heads(name, tuple(vector.shape(name)), size) for name in vector.names):
+        raise InputError(
+            "granularity head: no tensor of the task vectors is one whose heads are known, so that each would have one "
+            "value",
+            "use granularity row or entry",
+        )
+    return replace(settings, head_size=size)
+
+
+def _head_size(problem: Problem) -> int:
     aligned, _ = origins(problem.vectors[0])
     model = aligned.base if aligned is not None and aligned.kind == "adapter" else aligned
     config = {} if model is None else model.config.get("text_config", model.config)
@@ -89,7 +102,7 @@ def with_head_size(settings: MaskSettings, problem: Problem) -> MaskSettings:
             "numbers of heads and of hidden units",
             "use granularity row or column",
         )
-    return replace(settings, head_size=int(size))
+    return int(size)
 
 
 def encoded_items(problem: Problem, answer_tokens: int | None = None) -> tuple[list[Item], int]:
@@ -249,6 +262,9 @@ def removal_mask(
 ) -> dict[str, Tensor]:
     """Zeros at the `share` of all entries with the highest positive scores over the whole model, ones elsewhere.
 
+    Of entries that tie at the threshold so many are taken as make the share, evenly spaced in the order of the scores:
+    changes stored in bfloat16 have few magnitudes, and those of the first layers are no better to remove than others.
+
     Args:
         scores: Key → score.
         share: Share of all entries, 0 to 1.
@@ -266,4 +282,11 @@ def removal_mask(
     if count == 0:
         return {key: torch.ones_like(score) for key, score in scores.items()}
     threshold = max(float(flat.kthvalue(flat.numel() - count + 1).values), torch.finfo(torch.float32).tiny)
-    return {key: (score < threshold).to(torch.float32) for key, score in scores.items()}
+    surplus = int((flat >= threshold).sum()) - count
+    if surplus <= 0 or threshold == math.inf:  # what is removed already stays so
+        return {key: (score < threshold).to(torch.float32) for key, score in scores.items()}
+    kept = (flat < threshold).to(torch.float32)
+    tied = (flat == threshold).nonzero().flatten()
+    kept[tied[torch.arange(surplus, device=tied.device) * len(tied) // surplus]] = 1.0
+    parts = torch.split(kept, [score.numel() for score in scores.values()])
+    return {key: part.reshape(score.shape) for part, (key, score) in zip(parts, scores.items(), strict=True)}

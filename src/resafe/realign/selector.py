@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from resafe.errors import InputError
 from resafe.masks import Mask, MaskSettings
 from resafe.masks.budget import LayerBudget, within_budget
 from resafe.masks.concrete import Granularity
+from resafe.masks.padding import check_padding
 from resafe.realign.base import Family, Problem, Realigned, realign_method
 from resafe.realign.mask_family import mask_family
 from resafe.realign.safety import agreements, safety_vector
@@ -31,7 +33,7 @@ def selector(
     *,
     granularity: Granularity = "entry",
     examples: int = 48,
-    answer_tokens: int | None = 4,
+    answer_tokens: int | Literal["all"] | None = 4,
     shares: tuple[float, ...] = (0.01, 0.015, 0.02),
     path: bool = True,
     fisher: bool = False,
@@ -52,7 +54,8 @@ def selector(
         problem: The realignment; needs pairs and a model.
         granularity: What is removed together.
         examples: Items of each side for one set of scores, taken in order.
-        answer_tokens: Tokens of the pairs' answers that count: whether to refuse is decided in the first few.
+        answer_tokens: Tokens of the pairs' answers that count, "all" for all: whether to refuse is decided in the first
+            few.
         shares: Grid of the removed share.
         path: Take scores anew for each share, not once for all.
         fisher: Scores to second order, with the diagonal of the empirical Fisher matrix: an entry on which a side's
@@ -66,7 +69,8 @@ def selector(
         scale: What is left of the entries that are picked: 0 removes them, 0.5 halves them.
 
     Raises:
-        InputError: `scale` is not from 0 to below 1, a share is none, or a safety vector is given and not used.
+        InputError: `scale` is not from 0 to below 1, a share is none, `answer_tokens` is below 1, or a safety vector is
+            given and not used.
     """
     if not 0 <= scale < 1:
         raise InputError(f"scale = {scale:g} is no part that is left", "give a number from 0 (removed) to below 1")
@@ -74,7 +78,9 @@ def selector(
     settings = with_head_size(
         MaskSettings(granularity=granularity, sampling="direct", initial=1.0, per_task=per_task), problem
     )
-    items, pad_id = encoded_items(problem, answer_tokens)
+    if isinstance(answer_tokens, int) and answer_tokens < 1:
+        raise InputError(f"answer_tokens is {answer_tokens}", "give 1 or more, or all")
+    items, pad_id = encoded_items(problem, None if answer_tokens == "all" else answer_tokens)
     if not conflict_only and (base or unaligned):
         raise InputError("base and unaligned are used by conflict_only", "set conflict_only, or leave them out")
     safety = safety_vector(problem, base, unaligned) if conflict_only else None
@@ -88,6 +94,7 @@ def selector(
         The model with masks is gone afterwards: it is twice the model's size, and others are made and measured then.
         """
         model, logits = masked_model(problem, settings, problem.seed)
+        check_padding(model, logits, items, pad_id)
         against = agreements(logits, problem, safety) if safety is not None else None
         scores: dict[str, Tensor] = {}
         for share in sorted(grid):

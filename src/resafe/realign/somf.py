@@ -62,7 +62,7 @@ def somf(
     share_prompts: bool | None = None,
     strengths: tuple[float, ...] = (0.8, 1.0, 1.2),
     shuffle: bool = False,
-    answer_tokens: int | None = None,
+    answer_tokens: int | Literal["all"] | None = None,
     warm_share: float | None = None,
     warm_removed: float = -1.0,
     warm_kept: float | None = None,
@@ -110,7 +110,7 @@ def somf(
             all but the paper's preset does.
         strengths: Grid of the mask's strength; 1 is the mask itself.
         shuffle: Shuffle the mask within each tensor: the control for what the mask knows.
-        answer_tokens: Tokens of the pairs' answers that count; whether to refuse is decided in the first few.
+        answer_tokens: Tokens of the pairs' answers that count, or "all"; whether to refuse is decided in the first few.
         warm_share: Share of entries that scores mark for removal at the start; 0 starts from φ₀ everywhere.
         warm_removed: Initial logit of those.
         warm_kept: Initial logit of the others.
@@ -135,8 +135,8 @@ def somf(
     for name, value in {"keep": keep, "warm_share": warm_share or 0.0}.items():
         if not 0 <= value <= 1:
             raise InputError(f"{name} is {value:g}, and is a share", "give a number from 0 to 1")
-    if answer_tokens is not None and answer_tokens < 1:
-        raise InputError(f"answer_tokens is {answer_tokens}", "give 1 or more, or leave it out")
+    if isinstance(answer_tokens, int) and answer_tokens < 1:
+        raise InputError(f"answer_tokens is {answer_tokens}", "give 1 or more, or all, or leave it out")
     check_strengths(strengths)
     if mask is not None:
         return mask_family(problem, load_masks(mask), strengths, shuffle=shuffle)
@@ -164,7 +164,7 @@ def somf(
     share = chosen.warm_share if warm_share is None else warm_share
     kept = next(value for value in (warm_kept, initial, chosen.warm_kept) if value is not None)
     warm = WarmStart(share, warm_removed, kept, scores=warm_scores) if share > 0 else None
-    tokens = answer_tokens or chosen.answer_tokens
+    tokens = None if answer_tokens == "all" else answer_tokens or chosen.answer_tokens
     engine = EngineSettings(
         gradient_checkpointing, storage, optimizer, report_to,
         preset != "paper" if share_prompts is None else share_prompts, logits, step_in_backward, fused,

@@ -14,6 +14,7 @@ from resafe.masks import MaskLogits
 from resafe.masks.batches import Item
 from resafe.masks.checkpoint import load_state, save_state
 from resafe.masks.concrete import collected
+from resafe.masks.losses import UNPADDED
 from resafe.masks.processes import ALONE, Processes
 from resafe.masks.reference import precision_of
 from resafe.provenance import digest_value
@@ -107,7 +108,8 @@ def _stored(
 ) -> dict[str, Tensor]:  # fmt: skip
     path = problem.work / "scores.safetensors" if problem.work else None
     tokens = [(item.side, item.chosen.prompt, item.chosen.answer) for item in items]
-    kind = [] if warm.scores == "gradient" else [warm.scores]
+    kind: list[str] = [] if warm.scores == "gradient" else [warm.scores]
+    kind += ["unpadded"] if getattr(model, UNPADDED, False) else []
     models = [models_digest(problem), precision_of(model)]
     identity = digest_value([warm.examples, asdict(logits.settings), logits.vectors_digest, tokens, models, *kind])
     processes.wait()
