@@ -88,6 +88,11 @@ class MaskLogits(nn.Module):
         """The tuned model that is read alone, if one is."""
         return self._reading if isinstance(self._reading, int) else None
 
+    @property
+    def off(self) -> bool:
+        """Whether the masks are all zeros, so that the model is the aligned one."""
+        return self._reading == "zeros"
+
     def key(self, name: str, task: int = 0) -> str:
         """The key of a tensor's logits; with masks of their own per task, that of one task."""
         key = logits_key(name, self.settings.granularity)

@@ -101,6 +101,8 @@ class MaskedWeight(nn.Module):
     def forward(self) -> Tensor:
         """The weight, shape and dtype of `aligned`."""
         logits = self._settings[0]
+        if logits.off:  # nothing to form: a teacher's pass costs what the plain model's does
+            return self.aligned
         if logits.alone is not None:
             return _tuned(self.aligned, self.deltas[logits.alone])
         if self._combine is not None:
@@ -116,6 +118,8 @@ class MaskedWeight(nn.Module):
 
     def rows(self, index: Tensor) -> Tensor:
         """The rows `index`, shape (rows, …): formed alone where an entry of the mask depends on its logit only."""
+        if self._settings[0].off:
+            return self.aligned[index]
         alone = self._settings[0].alone
         if alone is not None:
             return _tuned(self.aligned[index], self.deltas[alone][index])
