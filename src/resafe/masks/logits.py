@@ -37,6 +37,11 @@ def whole(tensor: Tensor) -> Tensor:
     return full
 
 
+def gathered(tensor: Tensor) -> Tensor:
+    """`whole`, and on the CPU if it was sharded: all tensors together need not fit one process's device."""
+    return whole(tensor).cpu() if sharded(tensor) else tensor
+
+
 def assign(target: Tensor, value: Tensor) -> None:
     """Copies a full tensor into one that may be sharded."""
     with torch.no_grad():

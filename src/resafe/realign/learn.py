@@ -19,7 +19,7 @@ from resafe.masks.batches import Item
 from resafe.masks.budget import KEPT
 from resafe.masks.concrete import Export, check_rescale, top_of_single
 from resafe.masks.engine import EngineSettings, checkpoint_layers
-from resafe.masks.logits import whole
+from resafe.masks.logits import gathered
 from resafe.masks.processes import ALONE, Processes, launched, shard
 from resafe.masks.train import batches_of
 from resafe.provenance import described
@@ -74,7 +74,9 @@ def train_mask(
     taught = training.loss == "distill" or training.task_divergence > 0
     examples = len(problem.keep_of) > 0 and training.shares.get("task", 0) > 0
     apart = taught and examples and len(problem.vectors) > 1
-    model, logits = masked_model(problem, first, training.seed, running.dtype, apart)
+    # Of several processes each holds a shard on its device, and the whole model may not fit there.
+    place = "cpu" if processes.world > 1 else None
+    model, logits = masked_model(problem, first, training.seed, running.dtype, apart, place)
     if settings.rescale != "none" and all(value.numel() == 1 for value in logits.values.values()):
         raise InputError(
             f"rescale {settings.rescale!r} over one value a tensor, which is always 1", "set rescale: none"
@@ -99,7 +101,7 @@ def train_mask(
     metrics = trainer.run()
     values = _exported(logits, settings, training, export, keep)
     if limits.conflict_only:  # whatever the export, which may remove a share of everything
-        fixed = {key: whole(value.detach()).float() >= KEPT for key, value in logits.values.items()}
+        fixed = {key: gathered(value.detach()).float() >= KEPT for key, value in logits.values.items()}
         values = {key: torch.where(fixed[key].to(value.device), 1.0, value) for key, value in values.items()}
     facts: dict[str, Any] = {"training": described(training), "export": export, "metrics": metrics}
     if copies := stored_copies(problem.vectors[0]):
@@ -117,7 +119,7 @@ def _exported(
 ) -> dict[str, Tensor]:
     last, masks, single = max(0, training.steps - 1), dict[str, Tensor](), dict[str, Tensor]()
     for key, sharded in logits.values.items():
-        value = whole(sharded)  # one at a time: all of them are as large as the model
+        value = gathered(sharded)  # one at a time: all of them are as large as the model
         masks[key] = export_mask(value, settings, export, keep=keep, seed=training.seed, key=key, step=last)
         if value.numel() == 1:
             single[key] = value.detach().float()

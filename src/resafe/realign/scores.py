@@ -33,8 +33,9 @@ def masked_model(
     seed: int,
     storage: torch.dtype = torch.float32,
     apart: bool = False,
+    device: str | None = None,
 ) -> tuple[Any, MaskLogits]:
-    """A fresh model with the problem's task vectors behind masks, and the masks' logits.
+    """A fresh model with the problem's task vectors behind masks, and the masks' logits, on a device (the run's).
 
     F's first pass over the whole model (TIES' thresholds) is taken over the task vectors as they are masked, as the
     published loop does and as it is where the mask is applied, and not once over the unmasked ones. `apart` as in
@@ -46,7 +47,8 @@ def masked_model(
         statistics = fusion.statistics(problem.names, read)
         return lambda name, deltas: fusion.combine(name, deltas, statistics)
 
-    model = problem.models().plain()
+    source = problem.models()
+    model = source.plain() if device is None else source.plain(device)
     logits = install_masks(
         model,
         problem.vectors,
