@@ -18,6 +18,7 @@ from resafe.masks.logits import sharded
 from resafe.masks.processes import Processes, blocks, launched, shard
 from resafe.realign import Problem, learn
 from resafe.realign.scores import masked_model
+from resafe.realign.warm import WarmStart, warm_logits
 from tests.evals.tiny import tiny_model
 from tests.masks import two_processes as alone
 from tests.tiny import KEEP, PAIRS, Source
@@ -67,6 +68,23 @@ def test_scores_and_checkpointed_layers(lab, together):
     assert shared.shares_prompts()
     close(together[0]["checkpointed"], together[0]["default"])
     close(alone.first_step(alone.trainer(lab, "default", again=True)), alone.first_step(alone.trainer(lab, "default")))
+
+
+@pytest.mark.slow
+def test_a_warm_start_holds_shards_only(lab, together, tmp_path):
+    """Scores, threshold and first logits are those of one process, and each of two holds about half of the scores."""
+    two, one = together[0]["warm"], alone.warm_starts(lab, tmp_path)
+    close(two["scores"], one["scores"])
+    assert max(float(value.abs().max()) for value in one["scores"].values()) > 1e-3
+    close(two["magnitude"], one["magnitude"], 0.0)
+    for name in ("scores", "stored", "magnitude"):
+        # The threshold is that of all entries, to the bit: what one process would make of the scores of two.
+        close(two[f"from {name}"], warm_logits(two[name], WarmStart(share=0.1, removed=-2.0, kept=2.5)), 0.0)
+    close(two["stored"], two["scores"], 0.0)
+    entries = sum(value.numel() for value in one["scores"].values())
+    assert one["held scores"] == entries and 0.4 * entries < two["held scores"] < 0.6 * entries
+    low = torch.cat([value.flatten() for value in two["from magnitude"].values()]) < 0
+    assert int(low.sum()) == round(0.1 * entries)
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from resafe.realign.scores import (
     first_of_each_side,
     mask_gradients,
     masked_model,
+    nth_highest,
     removal_mask,
     second_order,
     turned,
@@ -75,6 +76,16 @@ def test_removal_mask_takes_the_top_share_of_positive_scores():
     every = removal_mask(scores, 1.0)
     assert all(torch.equal(every[key] == 0, scores[key] > 0) for key in scores)  # never a harmful removal
     assert all(bool((mask == 1).all()) for mask in removal_mask(scores, 0.0).values())
+
+
+@pytest.mark.parametrize("count", [1, 7, 300, 400, 1000])
+def test_the_nth_highest_is_that_of_sorting(count):
+    """Ties, zeros and negative numbers included; it is never below the smallest positive number."""
+    torch.manual_seed(1)
+    parts = [torch.randn(40, 20) * 1e-3, torch.full((100,), 2.5), torch.zeros(100), torch.tensor([torch.inf])]
+    wanted = torch.cat([part.flatten() for part in parts]).sort(descending=True).values[count - 1]
+    assert nth_highest(parts, count) == max(float(wanted), torch.finfo(torch.float32).tiny)
+    assert nth_highest([torch.tensor([torch.inf, 1.0])], 1) == torch.inf
 
 
 def test_warm_logits():

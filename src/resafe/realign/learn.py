@@ -87,7 +87,7 @@ def train_mask(
         shard(model, logits)
     if warm is not None:
         scores = warm_scores(problem, warm, model, logits, items, pad_id, limits.safety, processes)
-        logits.start_from(settings, warm_logits(scores, warm))
+        logits.start_from(settings, warm_logits(scores, warm, processes))
     if limits.conflict_only:
         assert limits.safety is not None
         against = agreements(logits, problem, limits.safety)
@@ -158,7 +158,7 @@ def task_gradient(
     for mask in ({key: torch.ones_like(value) for key, value in masks.items()}, masks):
         logits.start_from(replace(settings, sampling="direct"), mask)
         ends.append(mask_gradients(model, logits, few, {"task": 1.0}, pad_id, progress, processes))
-    return {key: (ends[0][key] + ends[1][key]) / 2 for key in masks}
+    return {key: gathered((ends[0][key] + ends[1][key]) / 2) for key in masks}
 
 
 def _references(problem: Problem) -> Path | None:
