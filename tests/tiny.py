@@ -49,13 +49,14 @@ class Source:
     lab: Lab
     name: str = "base"
     system: str | None = None
+    device: str = "cpu"
 
     @property
     def tokenizer(self) -> Any:
         return tiny_tokenizer()
 
-    def plain(self) -> Any:
-        return self.lab.plain(self.name)
+    def plain(self, device: str | None = None) -> Any:
+        return self.lab.plain(self.name).to(device or self.device)
 
 
 def logits(model: Any) -> torch.Tensor:

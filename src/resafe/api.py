@@ -11,7 +11,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from resafe.checkpoints import Checkpoint, Precision, load_model, load_tokenizer, open_checkpoint, parse_output
+from resafe.checkpoints import (
+    Checkpoint,
+    Precision,
+    load_model,
+    load_tokenizer,
+    open_checkpoint,
+    parse_output,
+    resolve_dtype,
+)
 from resafe.checkpoints.staging import check_replaceable, staged
 from resafe.data.counted import CountingReader
 from resafe.data.intake_sources import MAX_BAD_SHARE
@@ -50,10 +58,10 @@ class _Source:
     def tokenizer(self) -> Any:
         return load_tokenizer(self.aligned)
 
-    def plain(self) -> Any:
+    def plain(self, device: str | None = None) -> Any:
         base = self.aligned.base if self.aligned.kind == "adapter" else self.aligned
         assert base is not None
-        return load_model(base, dtype=self.dtype, device=self.device)
+        return load_model(base, dtype=resolve_dtype(self.dtype, self.device), device=device or self.device)
 
 
 def realign(

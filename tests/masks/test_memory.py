@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from resafe.errors import InputError
-from resafe.masks.engine import EngineSettings
+from resafe.masks.engine import EngineSettings, checkpoint_layers
+from resafe.masks.fused import Kernels
+from resafe.masks.modules import MaskedModule
 from resafe.masks.processes import Processes
 from tests.masks.test_modules import masked
 from tests.masks.test_train import ITEMS, SHORT, trainer
@@ -59,6 +61,67 @@ def test_many_logits_are_stepped_in_one_pass_to_the_same_end(lab, tmp_path, monk
     for key, value in logits_of(plain).items():
         torch.testing.assert_close(many.logits.values[key].detach(), value, rtol=0, atol=1e-5)
     assert_resumes(many, lab, engine, tmp_path)
+
+
+TOKENS = torch.tensor([[1, 2, 3, 9]])
+
+
+def bytes_kept(model, values):
+    """Bytes a masked entry that the backward pass keeps beside the model, and the gradients."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = (tensor, 0 if storage.data_ptr() in own else storage.nbytes())
+        return tensor
+
+    model(input_ids=TOKENS)  # the first pass tries out compiling
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(input_ids=TOKENS).logits.square().sum()
+    loss.backward()
+    entries = sum(value.numel() for value in values.values.values())
+    return sum(size for _, size in kept.values()) / entries, {key: v.grad for key, v in values.values.items()}
+
+
+DRAWS = [
+    {"sampling": "relaxed"},
+    {"sampling": "straight_through"},
+    {"sampling": "relaxed", "rescale": "mean"},
+    {"sampling": "deterministic"},
+]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("mask", DRAWS)
+def test_draws_are_made_again_where_that_is_cheap(lab, mask, compiled):
+    """Kept are the layers' inputs (0.7 bytes an entry of this model), not masks or weights (4 bytes each)."""
+    found = {}
+    for again in (None, True, False):
+        torch._dynamo.reset()
+        model, values, _ = masked(lab, ("full_all",), "base", **mask)
+        values.kernels = Kernels("on", "aot_eager_decomp_partition") if compiled else Kernels()
+        values.step = 3
+        for layer in model.modules():
+            if isinstance(layer, MaskedModule):
+                layer.again = again
+        found[again] = bytes_kept(model, values)
+    assert found[True][0] < 1 and found[False][0] > 4
+    drawn_on_a_cpu = mask["sampling"] != "deterministic" and not compiled
+    assert found[None][0] == found[not drawn_on_a_cpu][0]
+    for key, gradient in found[False][1].items():
+        assert torch.equal(found[True][1][key], gradient) and float(gradient.abs().sum()) > 0
+
+
+def test_draws_are_made_again_where_memory_is_to_be_saved(lab):
+    found = []
+    for again in (False, True):
+        model, values, _ = masked(lab, ("full_all",), "base", sampling="relaxed")
+        if again:
+            checkpoint_layers(model)
+        found.append(bytes_kept(model, values))
+    assert found[0][0] > 8 and found[1][0] < 0.5
+    assert all(torch.equal(found[1][1][key], gradient) for key, gradient in found[0][1].items())
 
 
 def in_bfloat16(lab, optimizer="adamw", work=None, **more):

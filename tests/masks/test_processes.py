@@ -11,12 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from resafe.deltas import task_vector
 from resafe.errors import InputError
-from resafe.masks import MaskTrainer
+from resafe.masks import MaskSettings, MaskTrainer, TrainSettings
 from resafe.masks.engine import EngineSettings, make_optimizer
-from resafe.masks.processes import Processes, blocks, launched
+from resafe.masks.logits import sharded
+from resafe.masks.processes import Processes, blocks, launched, shard
+from resafe.realign import Problem, learn
+from resafe.realign.scores import masked_model
+from resafe.realign.warm import WarmStart, warm_logits
 from tests.evals.tiny import tiny_model
 from tests.masks import two_processes as alone
+from tests.tiny import KEEP, PAIRS, Source
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,6 +72,23 @@ def test_scores_and_checkpointed_layers(lab, together):
 
 
 @pytest.mark.slow
+def test_a_warm_start_holds_shards_only(lab, together, tmp_path):
+    """Scores, threshold and first logits are those of one process, and each of two holds about half of the scores."""
+    two, one = together[0]["warm"], alone.warm_starts(lab, tmp_path)
+    close(two["scores"], one["scores"])
+    assert max(float(value.abs().max()) for value in one["scores"].values()) > 1e-3
+    close(two["magnitude"], one["magnitude"], 0.0)
+    for name in ("scores", "stored", "magnitude"):
+        # The threshold is that of all entries, to the bit: what one process would make of the scores of two.
+        close(two[f"from {name}"], warm_logits(two[name], WarmStart(share=0.1, removed=-2.0, kept=2.5)), 0.0)
+    close(two["stored"], two["scores"], 0.0)
+    entries = sum(value.numel() for value in one["scores"].values())
+    assert one["held scores"] == entries and 0.4 * entries < two["held scores"] < 0.6 * entries
+    low = torch.cat([value.flatten() for value in two["from magnitude"].values()]) < 0
+    assert int(low.sum()) == round(0.1 * entries)
+
+
+@pytest.mark.slow
 def test_a_killed_run_of_two_ends_as_one_that_was_not(lab, together):
     found, out = together
     assert found["resumed at"] == 3
@@ -99,6 +122,49 @@ def test_rows_are_dealt_out_and_everyone_takes_part():
     assert Processes(0, 2).rows(range(5), lengths) == ([0, 1, 2], True)
     assert Processes(1, 2).rows(range(5), lengths) == ([3, 4], True)
     assert Processes(2, 3).rows([4, 1], lengths) == ([4], False)
+
+
+@pytest.fixture
+def one_of_one():
+    """A group of one process, in which a model can be sharded."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_a_model_comes_to_the_devices_in_shards_only(lab, monkeypatch):
+    """Of several processes none holds the model on its device before it is sharded; here that device is "meta"."""
+    devices = []
+
+    def seen(model, logits):
+        parameters = [*model.parameters(), *model.buffers(), *logits.parameters()]
+        devices.extend(tensor.device.type for tensor in parameters)
+        raise InterruptedError
+
+    monkeypatch.setattr(learn, "shard", seen)
+    monkeypatch.setattr(learn, "launched", lambda: Processes(0, 2))
+    vectors = [task_vector(lab.open("full_all"), lab.open("base"))]
+    of = Problem(vectors, pairs=PAIRS, keep=KEEP, source=Source(lab, device="meta"))
+    assert {p.device.type for p in of.models().plain().parameters()} == {"meta"}
+    with pytest.raises(InterruptedError):
+        learn.train_mask(of, MaskSettings(), TrainSettings(steps=1), "soft", 0.5)
+    assert len(devices) > 60 and set(devices) == {"cpu"}
+
+
+def test_logits_let_go_of_what_is_sharded(lab, one_of_one, monkeypatch):
+    """Before the next layer comes to the device nothing whole of those before it is there."""
+    usual, whole_ones = torch.distributed.fsdp.fully_shard, []
+    vectors = [task_vector(lab.open("full_all"), lab.open("base"))]
+    model, logits = masked_model(Problem(vectors, source=Source(lab)), MaskSettings(), 0)
+
+    def counting(part, **more):
+        whole_ones.append(sum(not sharded(value) for value in logits.values.values()))
+        return usual(part, **more)
+
+    monkeypatch.setattr(torch.distributed.fsdp, "fully_shard", counting)
+    shard(model, logits)
+    assert whole_ones == [21, 12, 3]  # nine in each of two layers; embedding, norm and head come last
+    assert all(sharded(value) for value in logits.parameters())
 
 
 def test_layers_are_found():

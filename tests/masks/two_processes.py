@@ -12,10 +12,11 @@ import torch
 from resafe.fusion import Fusion
 from resafe.masks import MaskSettings, MaskTrainer, TrainSettings, encode_items
 from resafe.masks.engine import EngineSettings, checkpoint_layers
-from resafe.masks.logits import whole
+from resafe.masks.logits import held_here, sharded, whole
 from resafe.masks.processes import ALONE, launched, shard
 from resafe.realign import Problem
 from resafe.realign.scores import masked_model, removal_scores
+from resafe.realign.warm import WarmStart, warm_logits, warm_scores
 from tests.evals.tiny import tiny_tokenizer
 from tests.tiny import KEEP, PAIRS, Lab, Source
 
@@ -97,7 +98,25 @@ def first_step(made: MaskTrainer) -> dict[str, torch.Tensor]:
 
 def scores(made: MaskTrainer) -> dict[str, torch.Tensor]:
     """First-order scores at the present masks."""
-    return removal_scores(made.model, made.logits, ITEMS, 3, 1, processes=made.processes or ALONE)
+    found = removal_scores(made.model, made.logits, ITEMS, 3, 1, processes=made.processes or ALONE)
+    assert all(sharded(value) == (made.processes.world > 1) for value in found.values())
+    return {key: whole(value) for key, value in found.items()}
+
+
+def warm_starts(lab: Lab, work: Path) -> dict[str, Any]:
+    """Scores for a warm start, computed and read back, where the logits start from them, and what they hold here."""
+    from resafe.deltas import task_vector
+
+    made, warm = trainer(lab, "default"), WarmStart(share=0.1, removed=-2.0, kept=2.5, examples=3)
+    of = Problem([task_vector(lab.open("tuned"), lab.open("safe"))], work=work)
+    found: dict[str, Any] = {}
+    for name, settings in (("scores", warm), ("stored", warm), ("magnitude", replace(warm, scores="magnitude"))):
+        some = warm_scores(of, settings, made.model, made.logits, ITEMS, 1, processes=made.processes)
+        found[name] = {key: whole(value) for key, value in some.items()}
+        made.logits.start_from(made.logits.settings, warm_logits(some, warm, made.processes))
+        found[f"from {name}"] = logits_of(made)
+        found[f"held {name}"] = sum(held_here(value).numel() for value in some.values())
+    return found
 
 
 def stopped(made: MaskTrainer) -> MaskTrainer:
@@ -123,6 +142,7 @@ def main(root: Path, out: Path) -> None:
         found[case] = first_step(trainer(lab, case))
     found["shared prompts"] = first_step(trainer(lab, "dpo", engine=EngineSettings(share_prompts=True)))
     found["scores"] = scores(trainer(lab, "default"))
+    found["warm"] = warm_starts(lab, out / "warm")
     found["checkpointed"] = first_step(trainer(lab, "default", again=True))
     straight = trainer(lab, "dpo")
     straight.run()

@@ -23,6 +23,7 @@ from resafe.realign.scores import (
     first_of_each_side,
     mask_gradients,
     masked_model,
+    nth_highest,
     removal_mask,
     second_order,
     turned,
@@ -97,6 +98,16 @@ def test_entries_that_tie_at_the_threshold_make_the_share_and_no_more():
     assert four.tolist() == [1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0]  # the 3, and three of five 2s
     before = {"a": torch.tensor([0.0, 0.0, 0.0, 1.0])}
     assert removal_mask({"a": torch.ones(4)}, 0.5, before)["a"].tolist() == before["a"].tolist()  # nothing comes back
+
+
+@pytest.mark.parametrize("count", [1, 7, 300, 400, 1000])
+def test_the_nth_highest_is_that_of_sorting(count):
+    """Ties, zeros and negative numbers included; it is never below the smallest positive number."""
+    torch.manual_seed(1)
+    parts = [torch.randn(40, 20) * 1e-3, torch.full((100,), 2.5), torch.zeros(100), torch.tensor([torch.inf])]
+    wanted = torch.cat([part.flatten() for part in parts]).sort(descending=True).values[count - 1]
+    assert nth_highest(parts, count) == max(float(wanted), torch.finfo(torch.float32).tiny)
+    assert nth_highest([torch.tensor([torch.inf, 1.0])], 1) == torch.inf
 
 
 def test_warm_logits():

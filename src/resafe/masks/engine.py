@@ -104,6 +104,9 @@ def checkpoint_layers(model: nn.Module) -> None:
 
     transformers' own switch works in training mode only, with dropout; here the model stays in evaluation mode.
     """
+    for module in model.modules():
+        if isinstance(module, MaskedModule):
+            module.again = True  # outside the layers (embedding, head) draws are made again, too
     for layer in blocks(model):
         object.__setattr__(layer, "forward", _again(layer.forward, model))
         for module in layer.modules():

@@ -38,15 +38,42 @@ def whole(tensor: Tensor) -> Tensor:
     return full
 
 
-def assign(target: Tensor, value: Tensor) -> None:
-    """Copies a full tensor into one that may be sharded."""
-    with torch.no_grad():
-        if sharded(target):
-            from torch.distributed.tensor import distribute_tensor
+def gathered(tensor: Tensor) -> Tensor:
+    """`whole`, and on the CPU if it was sharded: all tensors together need not fit one process's device."""
+    return whole(tensor).cpu() if sharded(tensor) else tensor
 
-            like: Any = target
-            value = distribute_tensor(value.to(target.device), like.device_mesh, like.placements)
-        target.copy_(value)
+
+def held_here(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds: its shard, or all of one that is not sharded."""
+    found: Any = tensor
+    part: Tensor = found.to_local() if sharded(tensor) else tensor
+    return part
+
+
+def placed_as(part: Tensor, like: Tensor) -> Tensor:
+    """What every process made of its part of a tensor, as one that is sharded like it."""
+    if not sharded(like):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    of: Any = like
+    return DTensor.from_local(part, of.device_mesh, of.placements, run_check=False, shape=of.shape, stride=of.stride())
+
+
+def spread(tensor: Tensor, like: Tensor) -> Tensor:
+    """A full tensor sharded as another one is, on its device; as it is if that is not sharded."""
+    if not sharded(like) or sharded(tensor):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    of: Any = like
+    return distribute_tensor(tensor.to(like.device), of.device_mesh, of.placements)
+
+
+def assign(target: Tensor, value: Tensor) -> None:
+    """Copies a tensor, full or sharded alike, into one that may be sharded."""
+    with torch.no_grad():
+        target.copy_(spread(value, target))
 
 
 class MaskLogits(nn.Module):
@@ -245,8 +272,7 @@ class MaskLogits(nn.Module):
 
     def removed_share(self) -> Tensor:
         """mean(1 − σ(φ)) over all entries, differentiable; of sharded logits the part of this process's shards."""
-        held_here: Any = self.values.items()
-        local = {key: v.to_local() if sharded(v) else v for key, v in held_here}
+        local = {key: held_here(value) for key, value in self.values.items()}
         weights = self.weights()
         kept = torch.stack([torch.sigmoid(v.float()).sum() * weights[key] for key, v in local.items()]).sum()
         held = sum(v.numel() * weights[key] for key, v in local.items())

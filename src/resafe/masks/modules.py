@@ -64,6 +64,12 @@ class MaskedWeight(nn.Module):
         """Whether its masks are random."""
         return self._settings[0].settings.sampling in ("relaxed", "straight_through")
 
+    @property
+    def kept(self) -> bool:
+        """Whether keeping it for the backward pass is cheaper than forming it again: where a CPU draws step by step."""
+        device = self.aligned.device
+        return self.drawn and device.type == "cpu" and not self._settings[0].kernels.used_on(device)
+
     def keys(self) -> list[str]:
         """The keys of the logits, in their order."""
         return [self._settings[0].key(self.name, task) for task in range(len(self.logits))]
@@ -181,16 +187,21 @@ class MaskedModule(nn.Module):
     """A module of any kind (linear layer, embedding, norm) whose parameters are masked.
 
     The backward pass forms the weights again: kept, the masks and weights of all layers would be a second and a third
-    copy of the model. Draws are kept, as random numbers cost more than their memory.
+    copy of the model. A draw is made again with the numbers it had, as they are keyed by the step; where a CPU draws
+    step by step the weights are kept, as random numbers cost more than their memory there.
 
     Args:
         base: The module. Each parameter that is masked leaves one entry behind, which tells its dtype.
         weights: The masked weights by the names of its own parameters; a tied one is the same in two modules.
+
+    Attributes:
+        again: Whether the weights are formed again in the backward pass; None where that is cheaper than keeping them.
     """
 
     def __init__(self, base: nn.Module, weights: Mapping[str, MaskedWeight]) -> None:
         super().__init__()
-        self.base, self.weights, self.again = base, nn.ModuleDict(weights), True
+        self.base, self.weights = base, nn.ModuleDict(weights)
+        self.again: bool | None = None
         if _looks_up(base):
             base.padding_idx = None  # it would be a row of the few that are formed; padding has no gradient here
         for name in weights:
@@ -198,8 +209,8 @@ class MaskedModule(nn.Module):
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
         """What the module computes with its masked weights."""
-        drawn = any(weight.drawn for weight in self._masked())
-        if not self.again or drawn or not torch.is_grad_enabled():
+        again = self.again if self.again is not None else not any(weight.kept for weight in self._masked())
+        if not again or not torch.is_grad_enabled():
             return self._computed(*arguments, **named)
         return checkpoint(self._computed, *arguments, use_reentrant=False, preserve_rng_state=False, **named)
 

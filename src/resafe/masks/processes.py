@@ -125,6 +125,9 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 def shard(model: Any, logits: MaskLogits) -> None:
     """Shards a masked model over all processes, in place: its layers one by one, then what is left.
 
+    Each part moves to this process's device whole, with its buffers, and leaves only its shard there before the next
+    one comes. So a model on the CPU need not fit a device.
+
     Args:
         model: The model with masks installed; every process has the same one.
         logits: Its logits; they hold the shards afterwards.
@@ -135,11 +138,11 @@ def shard(model: Any, logits: MaskLogits) -> None:
     mesh = init_device_mesh(_device().type, (distributed.get_world_size(),))
     layers = blocks(model)
     owner = {m.name: layer for layer in layers for m in layer.modules() if isinstance(m, MaskedWeight)}
-    weights = {m.name: m for m in model.modules() if isinstance(m, MaskedWeight)}
-    for layer in layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    logits.rebind({key: value for m in weights.values() for key, value in zip(m.keys(), m.logits, strict=True)})
+    for part in (*layers, model):
+        fully_shard(part, mesh=mesh)
+        # At once: the logits would hold on to the whole parameters that have just moved to the device.
+        weights = [m for m in part.modules() if isinstance(m, MaskedWeight)]
+        logits.rebind({key: value for m in weights for key, value in zip(m.keys(), m.logits, strict=True)})
     gathered: list[Any] = []
 
     def inside(name: str | None) -> None:

@@ -18,7 +18,7 @@ from resafe.masks.batches import Batches, Item
 from resafe.masks.budget import LayerBudget, budget_of, hold_budget
 from resafe.masks.engine import EngineSettings, make_optimizer, step_alone
 from resafe.masks.fused import Kernels
-from resafe.masks.logits import MaskLogits, Reading, sharded, whole
+from resafe.masks.logits import MaskLogits, Reading, held_here, whole
 from resafe.masks.losses import (
     AVERAGED,
     PAIR_LOSSES,
@@ -313,8 +313,7 @@ class MaskTrainer:
 
     def _hold_budget(self) -> None:
         if self.settings.layer_budget is not None:
-            held: Any = {key: value.detach() for key, value in self.logits.values.items()}
-            local = {key: value.to_local() if sharded(value) else value for key, value in held.items()}
+            local = {key: held_here(value.detach()) for key, value in self.logits.values.items()}
             hold_budget(local, self.settings.layer_budget, self.processes.everywhere, self.logits.weights())
 
     def loss(self, batch: Sequence[Item]) -> tuple[Tensor, dict[str, float]]:

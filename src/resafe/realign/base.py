@@ -48,8 +48,11 @@ class ModelSource(Protocol):
         """The system turn of every prompt."""
         ...
 
-    def plain(self) -> Any:
-        """A fresh model of the aligned architecture without adapters, on the run's device."""
+    def plain(self, device: str | None = None) -> Any:
+        """A fresh model of the aligned architecture without adapters, on the run's device or on the one named.
+
+        Its precision is the run's on either.
+        """
         ...
 
 

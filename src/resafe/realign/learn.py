@@ -19,7 +19,7 @@ from resafe.masks.batches import Item
 from resafe.masks.budget import KEPT
 from resafe.masks.concrete import Export, check_rescale, top_of_single
 from resafe.masks.engine import EngineSettings, checkpoint_layers
-from resafe.masks.logits import whole
+from resafe.masks.logits import gathered
 from resafe.masks.padding import check_padding
 from resafe.masks.processes import ALONE, Processes, launched, shard
 from resafe.masks.train import batches_of
@@ -75,7 +75,9 @@ def train_mask(
     taught = training.loss == "distill" or training.task_divergence > 0
     examples = len(problem.keep_of) > 0 and training.shares.get("task", 0) > 0
     apart = taught and examples and len(problem.vectors) > 1
-    model, logits = masked_model(problem, first, training.seed, running.dtype, apart)
+    # Of several processes each holds a shard on its device, and the whole model may not fit there.
+    place = "cpu" if processes.world > 1 else None
+    model, logits = masked_model(problem, first, training.seed, running.dtype, apart, place)
     if settings.rescale != "none" and all(value.numel() == 1 for value in logits.values.values()):
         raise InputError(
             f"rescale {settings.rescale!r} over one value a tensor, which is always 1", "set rescale: none"
@@ -87,7 +89,7 @@ def train_mask(
     check_padding(model, logits, items, pad_id, processes)
     if warm is not None:
         scores = warm_scores(problem, warm, model, logits, items, pad_id, limits.safety, processes)
-        logits.start_from(settings, warm_logits(scores, warm))
+        logits.start_from(settings, warm_logits(scores, warm, processes))
     if limits.conflict_only:
         assert limits.safety is not None
         against = agreements(logits, problem, limits.safety)
@@ -101,7 +103,7 @@ def train_mask(
     metrics = trainer.run()
     values = _exported(logits, settings, training, export, keep)
     if limits.conflict_only:  # whatever the export, which may remove a share of everything
-        fixed = {key: whole(value.detach()).float() >= KEPT for key, value in logits.values.items()}
+        fixed = {key: gathered(value.detach()).float() >= KEPT for key, value in logits.values.items()}
         values = {key: torch.where(fixed[key].to(value.device), 1.0, value) for key, value in values.items()}
     facts: dict[str, Any] = {"training": described(training), "export": export, "metrics": metrics}
     if copies := stored_copies(problem.vectors[0]):
@@ -119,7 +121,7 @@ def _exported(
 ) -> dict[str, Tensor]:
     last, masks, single = max(0, training.steps - 1), dict[str, Tensor](), dict[str, Tensor]()
     for key, sharded in logits.values.items():
-        value = whole(sharded)  # one at a time: all of them are as large as the model
+        value = gathered(sharded)  # one at a time: all of them are as large as the model
         masks[key] = export_mask(value, settings, export, keep=keep, seed=training.seed, key=key, step=last)
         if value.numel() == 1:
             single[key] = value.detach().float()
@@ -158,7 +160,7 @@ def task_gradient(
     for mask in ({key: torch.ones_like(value) for key, value in masks.items()}, masks):
         logits.start_from(replace(settings, sampling="direct"), mask)
         ends.append(mask_gradients(model, logits, few, {"task": 1.0}, pad_id, progress, processes))
-    return {key: (ends[0][key] + ends[1][key]) / 2 for key in masks}
+    return {key: gathered((ends[0][key] + ends[1][key]) / 2) for key in masks}
 
 
 def _references(problem: Problem) -> Path | None:

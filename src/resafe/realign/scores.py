@@ -20,7 +20,7 @@ from resafe.fusion import Fusion
 from resafe.masks import MaskLogits, MaskSettings, encode_items, install_masks
 from resafe.masks.batches import SIDES, Item
 from resafe.masks.concrete import has_heads
-from resafe.masks.logits import whole
+from resafe.masks.logits import held_here, placed_as
 from resafe.masks.losses import answer_log_probabilities
 from resafe.masks.processes import ALONE, Processes
 from resafe.realign.base import Problem
@@ -35,8 +35,9 @@ def masked_model(
     seed: int,
     storage: torch.dtype = torch.float32,
     apart: bool = False,
+    device: str | None = None,
 ) -> tuple[Any, MaskLogits]:
-    """A fresh model with the problem's task vectors behind masks, and the masks' logits.
+    """A fresh model with the problem's task vectors behind masks, and the masks' logits, on a device (the run's).
 
     F's first pass over the whole model (TIES' thresholds) is taken over the task vectors as they are masked, as the
     published loop does and as it is where the mask is applied, and not once over the unmasked ones. `apart` as in
@@ -48,7 +49,8 @@ def masked_model(
         statistics = fusion.statistics(problem.names, read)
         return lambda name, deltas: fusion.combine(name, deltas, statistics)
 
-    model = problem.models().plain()
+    source = problem.models()
+    model = source.plain() if device is None else source.plain(device)
     logits = install_masks(
         model,
         problem.vectors,
@@ -138,7 +140,7 @@ def mask_gradients(
         processes: This process among those over which the model is sharded.
 
     Returns:
-        Key → gradient, float32, shape of the logits.
+        Key → gradient, float32, shape of the logits; sharded as they are.
     """
     sizes = {side: sum(item.side == side for item in items) for side in scales}
     ordered = sorted((item for item in items if scales.get(item.side)), key=lambda item: len(item.chosen))
@@ -152,10 +154,9 @@ def mask_gradients(
         (loss if processes.world == 1 else loss * processes.world).backward()  # type: ignore[no-untyped-call]
         if progress:
             progress(number + 1, len(batches), {"loss": float(loss.detach())})
-    return {
-        key: torch.zeros_like(whole(p.detach())) if p.grad is None else whole(p.grad.detach()).clone()
-        for key, p in logits.values.items()
-    }
+    found = {key: torch.zeros_like(p.detach()) if p.grad is None else p.grad for key, p in logits.values.items()}
+    logits.zero_grad(set_to_none=True)  # taken over, not copied: they are as large as the model
+    return found
 
 
 def second_order(
@@ -198,8 +199,9 @@ def second_order(
 
 def agreed(safety: Tensor, *others: Tensor) -> Tensor:
     """The safety score where no other side's score is negative, zero elsewhere: removal must not hurt another side."""
-    keeps = torch.stack([other >= 0 for other in others]).all(0)
-    return torch.where(keeps, safety, torch.zeros_like(safety))
+    own = held_here(safety)
+    keeps = torch.stack([held_here(other) >= 0 for other in others]).all(0)
+    return placed_as(torch.where(keeps, own, torch.zeros_like(own)), safety)
 
 
 def removal_scores(
@@ -228,10 +230,11 @@ def removal_scores(
         processes: This process among those over which the model is sharded.
         fisher: Take scores to second order (see `second_order`), by one process.
         orthogonal: In place of sparing every entry that another side needs, take the other sides' scores out of the
-            safety scores (see `orthogonal_scores`): the removal as a whole leaves their losses, to first order.
+            safety scores (see `orthogonal_scores`): the removal as a whole leaves their losses, to first order. By one
+            process.
 
     Returns:
-        Key → score, float32, shape of the logits.
+        Key → score, float32, shape of the logits; sharded as they are.
     """
     few = first_of_each_side(items, examples)
     sides = [side for side in SIDES if any(item.side == side for item in few)]
@@ -258,7 +261,10 @@ def turned(items: Sequence[Item], by: int) -> list[Item]:
 
 
 def removal_mask(
-    scores: dict[str, Tensor], share: float, removed: Mapping[str, Tensor] | None = None
+    scores: dict[str, Tensor],
+    share: float,
+    removed: Mapping[str, Tensor] | None = None,
+    processes: Processes = ALONE,
 ) -> dict[str, Tensor]:
     """Zeros at the `share` of all entries with the highest positive scores over the whole model, ones elsewhere.
 
@@ -266,27 +272,78 @@ def removal_mask(
     changes stored in bfloat16 have few magnitudes, and those of the first layers are no better to remove than others.
 
     Args:
-        scores: Key → score.
+        scores: Key → score, float32; sharded over several processes.
         share: Share of all entries, 0 to 1.
-        removed: A mask whose zeros stay removed and count for the share; the rest is filled up by score.
+        removed: A mask whose zeros stay removed and count for the share; the rest is filled up by score. By one
+            process.
+        processes: This process among those that hold the scores.
+
+    Returns:
+        Key → mask, float32, sharded as the scores are.
 
     Raises:
         ResafeError: A score is not a number.
     """
-    if wrong := [key for key, score in scores.items() if bool(score.isnan().any())]:
-        raise ResafeError(f"the removal scores of '{wrong[0]}' hold NaN", "compute them in float32: dtype: float32")
+    own = {key: held_here(score) for key, score in scores.items()}
+    wrong = next((key for key, part in own.items() if bool(part.isnan().any())), None)
+    if not processes.agree(wrong is None):
+        where = f"'{wrong}'" if wrong else "another process's shards"
+        raise ResafeError(f"the removal scores of {where} hold NaN", "compute them in float32: dtype: float32")
     if removed is not None:
-        scores = {key: torch.where(removed[key] > 0, score, torch.inf) for key, score in scores.items()}
-    flat = torch.cat([score.flatten() for score in scores.values()])
-    count = round(share * flat.numel())
-    if count == 0:
-        return {key: torch.ones_like(score) for key, score in scores.items()}
-    threshold = max(float(flat.kthvalue(flat.numel() - count + 1).values), torch.finfo(torch.float32).tiny)
-    surplus = int((flat >= threshold).sum()) - count
-    if surplus <= 0 or threshold == math.inf:  # what is removed already stays so
-        return {key: (score < threshold).to(torch.float32) for key, score in scores.items()}
-    kept = (flat < threshold).to(torch.float32)
-    tied = (flat == threshold).nonzero().flatten()
-    kept[tied[torch.arange(surplus, device=tied.device) * len(tied) // surplus]] = 1.0
-    parts = torch.split(kept, [score.numel() for score in scores.values()])
-    return {key: part.reshape(score.shape) for part, (key, score) in zip(parts, scores.items(), strict=True)}
+        own = {key: torch.where(removed[key] > 0, part, torch.inf) for key, part in own.items()}
+    count = round(share * sum(score.numel() for score in scores.values()))
+    threshold = nth_highest(list(own.values()), count, processes) if count else torch.inf
+    if not count:
+        return {key: placed_as(torch.ones_like(part), scores[key]) for key, part in own.items()}
+    masks = {key: part < threshold for key, part in own.items()}
+    if threshold < math.inf:  # what is removed already stays so
+        _spare_ties(own, masks, threshold, count, processes)
+    return {key: placed_as(mask.to(torch.float32), scores[key]) for key, mask in masks.items()}
+
+
+def _spare_ties(
+    scores: Mapping[str, Tensor], masks: dict[str, Tensor], threshold: float, count: int, processes: Processes
+) -> None:
+    """Keeps so many of the entries that tie at the threshold, evenly spaced, that `count` are removed; in place."""
+    device = next(iter(scores.values())).device
+    taken = torch.tensor(sum(int((score >= threshold).sum()) for score in scores.values()), device=device)
+    surplus = int(processes.everywhere(taken)) - count
+    if surplus <= 0:
+        return
+    ties = torch.zeros(processes.world, dtype=torch.long, device=device)
+    ties[processes.rank] = sum(int((score == threshold).sum()) for score in scores.values())
+    ties = processes.everywhere(ties)
+    spared = torch.arange(surplus) * int(ties.sum()) // surplus - int(ties[: processes.rank].sum())
+    for key, score in scores.items():
+        tied = (score.flatten() == threshold).nonzero().flatten()
+        mine = spared[(spared >= 0) & (spared < len(tied))]
+        mask = masks[key].flatten()
+        mask[tied[mine.to(tied.device)]] = True
+        masks[key] = mask.reshape(score.shape)
+        spared = spared - len(tied)
+
+
+def nth_highest(parts: Sequence[Tensor], count: int, processes: Processes = ALONE) -> float:
+    """The positive number that is the `count`-th highest of all, exactly; the smallest normal one if fewer are above.
+
+    Found by halving: positive float32 numbers are ordered as their bits are. So no tensor of all of them is needed,
+    neither in one process nor of several.
+
+    Args:
+        parts: Float32 tensors without NaN; each process's own.
+        count: 1 or more.
+        processes: This process among those whose parts count together.
+    """
+
+    def value(bits: int) -> float:
+        return float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
+
+    low, high = (int(torch.tensor(end).view(torch.int32)) for end in (torch.finfo(torch.float32).tiny, torch.inf))
+    while low < high:
+        middle = (low + high + 1) // 2
+        above = torch.stack([(part >= value(middle)).sum() for part in parts]).sum()
+        if int(processes.everywhere(above)) >= count:
+            low = middle
+        else:
+            high = middle - 1
+    return value(low)

@@ -14,6 +14,7 @@ from resafe.masks import MaskLogits
 from resafe.masks.batches import Item
 from resafe.masks.checkpoint import load_state, save_state
 from resafe.masks.concrete import collected
+from resafe.masks.logits import gathered, held_here, placed_as, spread
 from resafe.masks.losses import UNPADDED
 from resafe.masks.processes import ALONE, Processes
 from resafe.masks.reference import precision_of
@@ -46,10 +47,12 @@ class WarmStart:
     scores: WarmScores = "gradient"
 
 
-def warm_logits(scores: dict[str, Tensor], warm: WarmStart) -> dict[str, Tensor]:
-    """Initial logits by key."""
-    masks = removal_mask(scores, warm.share)
-    return {key: torch.where(mask > 0.5, warm.kept, warm.removed) for key, mask in masks.items()}
+def warm_logits(scores: dict[str, Tensor], warm: WarmStart, processes: Processes = ALONE) -> dict[str, Tensor]:
+    """Initial logits by key, sharded over processes as the scores are."""
+    masks = removal_mask(scores, warm.share, processes=processes)
+    return {
+        key: placed_as(torch.where(held_here(mask) > 0.5, warm.kept, warm.removed), mask) for key, mask in masks.items()
+    }
 
 
 def warm_scores(
@@ -62,7 +65,7 @@ def warm_scores(
     safety: SafetyVector | None = None,
     processes: Processes = ALONE,
 ) -> dict[str, Tensor]:
-    """Removal scores by key, higher for what should start removed.
+    """Removal scores by key, higher for what should start removed; sharded as the logits are.
 
     Those that take passes through the model are kept beside the training's checkpoints, so that a resumed run does not
     compute them again.
@@ -71,11 +74,11 @@ def warm_scores(
         InputError: "fisher" is asked of several processes, or "sign_agreement" without a safety vector.
     """
     if warm.scores == "magnitude":
-        return magnitudes(logits, problem)
+        return _spread(magnitudes(logits, problem), logits)
     if warm.scores == "sign_agreement":
         if safety is None:
             raise InputError("warm_scores sign_agreement needs a safety vector", "give base: or unaligned:")
-        return {key: -value for key, value in agreements(logits, problem, safety).items()}
+        return _spread({key: -value for key, value in agreements(logits, problem, safety).items()}, logits)
     if warm.scores == "fisher" and processes.world > 1:
         raise InputError("warm_scores fisher is computed by one process", "use gradient, or one process")
     return _stored(problem, warm, model, logits, items, pad_id, processes)
@@ -118,7 +121,18 @@ def _stored(
         stored = removal_scores(
             model, logits, items, warm.examples, pad_id, problem.progress, processes, fisher=warm.scores == "fisher"
         )
-        if path and processes.main:
-            save_state(path, stored, identity)
+        if path:
+            held = {}
+            for key, value in stored.items():  # all take part in gathering each one, and one process holds them
+                score = gathered(value)
+                if processes.main:
+                    held[key] = score
+            if processes.main:
+                save_state(path, held, identity)
     assert stored is not None
-    return stored
+    return _spread(stored, logits)
+
+
+def _spread(scores: dict[str, Tensor], logits: MaskLogits) -> dict[str, Tensor]:
+    """Scores that every process has whole, sharded as the logits are, one tensor at a time."""
+    return {key: spread(scores.pop(key), logits.values[key]) for key in list(scores)}

@@ -108,13 +108,13 @@ class Context:
         """The precision that "auto" means here, by its name; results depend on it."""
         return str(resolve_dtype(self.recipe.dtype, self.device)).removeprefix("torch.")
 
-    def load(self, checkpoint: Checkpoint, *, merge: bool = True) -> Any:
-        """A checkpoint as a model, on the run's device and in its precision."""
-        return load_model(checkpoint, dtype=cast(Precision, self.dtype), device=self.device, merge=merge)
+    def load(self, checkpoint: Checkpoint, *, merge: bool = True, device: str | None = None) -> Any:
+        """A checkpoint as a model, on the run's device (or another) and in its precision."""
+        return load_model(checkpoint, dtype=cast(Precision, self.dtype), device=device or self.device, merge=merge)
 
-    def plain(self) -> Any:
+    def plain(self, device: str | None = None) -> Any:
         """A fresh base model (`ModelSource`)."""
-        return self.load(self.base)
+        return self.load(self.base, device=device)
 
     @property
     def part(self) -> str:
