@@ -191,15 +191,14 @@ def _sums(model: Any, sequences: Sequence[Encoded], pad_id: int) -> Tensor:
 
 
 def token_divergence(reference: Tensor, logits: Tensor) -> Tensor:
-    """Mean over tokens of KL(π_ref ‖ π) in nats.
+    """KL(π_ref ‖ π) of each token in nats, shape (tokens,).
 
     Args:
         reference: Logits of π_ref, shape (tokens, vocabulary).
         logits: Logits of π, same shape.
     """
-    return functional.kl_div(logits.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="sum") / len(
-        logits
-    )
+    parts = functional.kl_div(logits.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="none")
+    return parts.sum(-1)
 
 
 DISCOPOP_TAU = 0.05
