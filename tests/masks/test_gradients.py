@@ -10,7 +10,6 @@ from torch.func import functional_call
 
 from resafe.fusion import Fusion
 from resafe.masks import MaskTrainer, TrainSettings, encode_items
-from resafe.masks.losses import length_groups
 from resafe.tensors import bernoulli
 from tests.evals.tiny import tiny_tokenizer
 from tests.masks.test_modules import masked
@@ -230,21 +229,3 @@ def test_task_divergence_over_full_weights_keeps_the_task(lab):
         with torch.no_grad():
             found.append(made.loss([item for item in ITEMS if item.side == "task"])[1]["kl/task"])
     assert found[1] < 0.7 * found[0]
-
-
-@pytest.mark.parametrize("settings", [{"loss": "distill"}, {"loss": "sft", "task_divergence": 0.7}])
-def test_divergences_are_the_same_in_passes_by_length(lab, settings):
-    """Short and long sequences apart, as where padding costs more than a pass, or all in one pass."""
-    found = []
-    for cost, passes in ((0.0, len({len(item.chosen) for item in ITEMS})), (1e9, 1)):
-        model, values, _ = masked(lab, initial=0.5)
-        made = MaskTrainer(model, values, ITEMS, TrainSettings(**settings), pad_id=1)
-        made._pass_cost = cost
-        assert len(length_groups([len(item.chosen) for item in ITEMS], cost)) == passes
-        loss, metrics = made.loss(ITEMS)
-        loss.backward()
-        found.append((float(loss), metrics, {key: value.grad for key, value in values.values.items()}))
-    (one, first, gradients), (other, second, others) = found
-    assert one == pytest.approx(other, rel=1e-6) and first == pytest.approx(second, rel=1e-5)
-    for key, gradient in gradients.items():
-        torch.testing.assert_close(gradient, others[key], rtol=1e-4, atol=1e-8)

@@ -191,14 +191,15 @@ def _sums(model: Any, sequences: Sequence[Encoded], pad_id: int) -> Tensor:
 
 
 def token_divergence(reference: Tensor, logits: Tensor) -> Tensor:
-    """KL(π_ref ‖ π) of each token in nats, shape (tokens,).
+    """Mean over tokens of KL(π_ref ‖ π) in nats.
 
     Args:
         reference: Logits of π_ref, shape (tokens, vocabulary).
         logits: Logits of π, same shape.
     """
-    parts = functional.kl_div(logits.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="none")
-    return parts.sum(-1)
+    return functional.kl_div(logits.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="sum") / len(
+        logits
+    )
 
 
 DISCOPOP_TAU = 0.05

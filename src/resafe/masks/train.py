@@ -28,7 +28,6 @@ from resafe.masks.losses import (
     LossName,
     answer_log_probabilities,
     answer_logits,
-    length_groups,
     preference_loss,
     token_divergence,
 )
@@ -344,60 +343,44 @@ class MaskTrainer:
 
     def _distill(self, batch: Sequence[Item]) -> tuple[Tensor, dict[str, float]]:
         """The divergence an item from the aligned model (pairs) and from the tuned one (task examples)."""
-        sides: dict[str, list[int]] = {"pairs": [], "task": []}
-        for row, item in enumerate(batch):
-            sides["task" if item.side == "task" else "pairs"].append(row)
-        found = self._divergences(batch, ["zeros" if i.side != "task" else self._teacher(i) for i in batch])
+        sides: dict[str, list[Item]] = {"pairs": [], "task": []}
+        for item in batch:
+            sides["task" if item.side == "task" else "pairs"].append(item)
         parts, metrics = [], {}
-        for name, rows in sides.items():
-            if rows:
-                divergence = _a_token(found[rows], [batch[row] for row in rows])
-                parts.append(divergence * (len(rows) / len(batch)))
+        for name, own in sides.items():
+            if own:
+                aligned = name == "pairs"
+                divergence = self._divergence([i.chosen for i in own], "zeros") if aligned else self._from_tuned(own)
+                parts.append(divergence * (len(own) / len(batch)))
                 metrics[f"kl/{name}"] = float(divergence.detach())
         return torch.stack(parts).sum(), metrics
 
-    def _teacher(self, item: Item) -> Reading:
-        """The tuned model that a task example is learnt from: of several the one that it belongs to.
+    def _from_tuned(self, items: Sequence[Item]) -> Tensor:
+        """KL(π_tuned ‖ π) a token of the answers, of several tuned models from the one that an example belongs to.
 
         What F makes of several may have lost a task to another, and would teach the masks to keep it lost. It is the
         teacher only where nobody said which model an example belongs to.
         """
-        return item.task if self.logits.apart and item.task is not None else "ones"
+        groups: dict[Reading, list[Encoded]] = {}
+        for item in items:
+            own: Reading = item.task if self.logits.apart and item.task is not None else "ones"
+            groups.setdefault(own, []).append(item.chosen)
+        counts = {teacher: sum(len(one.answer) for one in few) for teacher, few in groups.items()}
+        total = sum(counts.values())
+        parts = [self._divergence(few, teacher) * (counts[teacher] / total) for teacher, few in groups.items()]
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
 
-    def _from_tuned(self, items: Sequence[Item]) -> Tensor:
-        """KL(π_tuned ‖ π) a token of the answers."""
-        return _a_token(self._divergences(items, [self._teacher(item) for item in items]), items)
-
-    def _divergences(self, items: Sequence[Item], teachers: Sequence[Reading]) -> Tensor:
-        """Σ over an answer's tokens of KL(π_teacher ‖ π), shape (items,).
-
-        Args:
-            items: Of each the chosen answer counts.
-            teachers: What the masks are read as for each item's teacher.
-        """
-        sequences, device = [item.chosen for item in items], next(self.model.parameters()).device
-        lengths, own = [len(sequence) for sequence in sequences], torch.zeros(len(sequences), device=device)
-        for group in length_groups(lengths, self._pass_cost):
-            rows, counted = self.processes.rows(group, lengths)
-            few = [sequences[row] for row in rows]
-            asked = list(dict.fromkeys(teachers[row] for row in group))  # of every process the same
-            right = self._taught(few, [teachers[row] for row in rows], asked)
-            logits, _, places = answer_logits(self.model, few, self.pad_id)
-            sums = torch.zeros(len(few), device=device).index_add(0, places, token_divergence(right, logits))
-            own = own.index_add(0, torch.tensor(rows, device=device), sums if counted else 0 * sums)
-        return self.processes.everywhere(own)
-
-    @torch.no_grad()
-    def _taught(self, sequences: Sequence[Encoded], teachers: Sequence[Reading], asked: Sequence[Reading]) -> Tensor:
-        """The teachers' logits of the answers' tokens, in the order of the sequences: a pass for each that is asked."""
-        found: dict[int, Tensor] = {}
-        for teacher in asked:
-            rows = [row for row, own in enumerate(teachers) if own == teacher]
-            few = [sequences[row] for row in rows] or list(sequences[:1])  # every process takes part in every pass
-            with self.logits.reading(teacher):
-                logits, _, _ = answer_logits(self.model, few, self.pad_id)
-            found |= zip(rows, torch.split(logits, [len(sequence.answer) for sequence in few]), strict=False)
-        return torch.cat([found[row] for row in range(len(sequences))])
+    def _divergence(self, sequences: Sequence[Encoded], teacher: Reading) -> Tensor:
+        """KL(π_teacher ‖ π) a token of the answers; the teacher is a tuned model or the aligned one (zeros)."""
+        rows, counted = self.processes.rows(range(len(sequences)), [len(sequence) for sequence in sequences])
+        own = [sequences[row] for row in rows]
+        with torch.no_grad(), self.logits.reading(teacher):
+            right, _, _ = answer_logits(self.model, own, self.pad_id)
+        found = token_divergence(right, answer_logits(self.model, own, self.pad_id)[0])
+        if self.processes.world == 1:
+            return found
+        tokens, total = (sum(len(sequence.answer) for sequence in part) for part in (own, sequences))
+        return self.processes.everywhere(found * (tokens / total if counted else 0.0))
 
     def _sft(self, batch: Sequence[Item]) -> tuple[Tensor, dict[str, float]]:
         sums, lengths = answer_log_probabilities(
@@ -456,8 +439,3 @@ class MaskTrainer:
             loss = loss + kept * len(task) / len(pairs)
             metrics |= more
         return loss, metrics
-
-
-def _a_token(sums: Tensor, items: Sequence[Item]) -> Tensor:
-    """Sums over the tokens of chosen answers as their mean over all of them."""
-    return sums.sum() / sum(len(item.chosen.answer) for item in items)
