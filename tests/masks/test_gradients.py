@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from torch.func import functional_call
 
 from resafe.fusion import Fusion
 from resafe.masks import MaskTrainer, TrainSettings, encode_items
+from resafe.masks.losses import length_groups
 from resafe.tensors import bernoulli
 from tests.evals.tiny import tiny_tokenizer
 from tests.masks.test_modules import masked
@@ -229,3 +231,22 @@ def test_task_divergence_over_full_weights_keeps_the_task(lab):
         with torch.no_grad():
             found.append(made.loss([item for item in ITEMS if item.side == "task"])[1]["kl/task"])
     assert found[1] < 0.7 * found[0]
+
+
+@pytest.mark.parametrize("teacher", ["zeros", "ones"])
+def test_a_divergence_by_length_is_the_same_mean_over_tokens(lab, teacher):
+    """Short and long sequences apart or in one batch: the same value and gradients."""
+    found = []
+    few = [item.chosen for item in ITEMS]
+    assert len(length_groups([len(one) for one in few], 0.1)) > 1
+    for cost in (math.inf, 0.1):
+        model, values, _ = masked(lab, ("full",), "base", initial=0.5)
+        made = MaskTrainer(model, values, ITEMS, TrainSettings(loss="distill"), pad_id=1)
+        made._pass_cost = cost
+        divergence = made._divergence(few, teacher)
+        divergence.backward()
+        found.append((divergence.detach(), {key: value.grad for key, value in values.values.items()}))
+    assert float(found[0][0]) > 1e-3
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=0, atol=1e-6)
+    for key, gradient in found[0][1].items():
+        torch.testing.assert_close(found[1][1][key], gradient, rtol=0, atol=1e-6)

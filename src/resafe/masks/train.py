@@ -28,6 +28,7 @@ from resafe.masks.losses import (
     LossName,
     answer_log_probabilities,
     answer_logits,
+    length_groups,
     preference_loss,
     token_divergence,
 )
@@ -371,16 +372,21 @@ class MaskTrainer:
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
 
     def _divergence(self, sequences: Sequence[Encoded], teacher: Reading) -> Tensor:
-        """KL(π_teacher ‖ π) a token of the answers; the teacher is a tuned model or the aligned one (zeros)."""
-        rows, counted = self.processes.rows(range(len(sequences)), [len(sequence) for sequence in sequences])
-        own = [sequences[row] for row in rows]
-        with torch.no_grad(), self.logits.reading(teacher):
-            right, _, _ = answer_logits(self.model, own, self.pad_id)
-        found = token_divergence(right, answer_logits(self.model, own, self.pad_id)[0])
-        if self.processes.world == 1:
-            return found
-        tokens, total = (sum(len(sequence.answer) for sequence in part) for part in (own, sequences))
-        return self.processes.everywhere(found * (tokens / total if counted else 0.0))
+        """KL(π_teacher ‖ π) a token of the answers; the teacher is a tuned model or the aligned one (zeros).
+
+        Short and long sequences go through the model apart where that saves more padding than another pass costs.
+        """
+        lengths, parts = [len(sequence) for sequence in sequences], []
+        total = sum(len(sequence.answer) for sequence in sequences)
+        for group in length_groups(lengths, self._pass_cost):
+            rows, counted = self.processes.rows(group, lengths)
+            own = [sequences[row] for row in rows]
+            with torch.no_grad(), self.logits.reading(teacher):
+                right, _, _ = answer_logits(self.model, own, self.pad_id)
+            found = token_divergence(right, answer_logits(self.model, own, self.pad_id)[0])
+            tokens = sum(len(sequence.answer) for sequence in own)
+            parts.append(found * (tokens / total if counted else 0.0))
+        return self.processes.everywhere(torch.stack(parts).sum())
 
     def _sft(self, batch: Sequence[Item]) -> tuple[Tensor, dict[str, float]]:
         sums, lengths = answer_log_probabilities(
