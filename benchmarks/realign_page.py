@@ -194,9 +194,8 @@ def table(rows: Sequence[Row], bootstrap: Bootstrap) -> list[str]:
     return lines
 
 
-def frontier_table(rows: Sequence[Row], bootstrap: Bootstrap, more: Sequence[str] = (), lead: str = LEAD) -> list[str]:
-    """Volumes of the frontiers of one row, over its seeds, with further entries; all stand beside the lead."""
-    titles = {name: ablations()[name]["title"] for name in more} | titles_of(rows)
+def frontier_table(rows: Sequence[Row], titles: Mapping[str, str], bootstrap: Bootstrap, lead: str = LEAD) -> list[str]:
+    """Volumes of the frontiers of one row, over its seeds, each beside the lead's."""
     methods, called = [m for m in titles if m not in ENDS], titles[lead]
     lines = [
         f"| method | strengths | kept of the change | volume | {called}'s minus this | | added at R_s {LEVEL:g} "
@@ -254,9 +253,15 @@ def safety_lost(rows: Sequence[Row]) -> bool:
     return bool(columns[0] - columns[1] >= 0.1)
 
 
-def further(rows: Sequence[Row]) -> list[str]:
-    """The entries that a row's seeds have beside the recipe's."""
-    return [name for name in ablations(rows[0].name) if all(name in row.facts["entries"] for row in rows)]
+def further_table(rows: Sequence[Row], lead: str) -> list[str]:
+    """The entries that all seeds of a row have beside the recipe's, and the recipe's best, beside the lead."""
+    own, given = ablations(rows[0].name), titles_of(rows)
+    more = {name: one["title"] for name, one in own.items() if all(name in row.facts["entries"] for row in rows)}
+    if not more:
+        return ["Not run yet."]
+    beside = {name: given[name] for name in (LEAD, "selector", "sft", "interpolation") if name in given}
+    lines = frontier_table(rows, more | beside, Bootstrap(2000, blocks=len(rows)), lead)
+    return [*lines, "", *(f"- {title}: {'; '.join(at_strengths(rows, name))}" for name, title in more.items())]
 
 
 def member_table(rows: Sequence[Row]) -> list[str]:
@@ -377,7 +382,7 @@ def blocks(found: Mapping[str, Sequence[Row]]) -> Iterable[tuple[str, str, dict[
         tables = [
             table(rows, bootstrap),
             [note],
-            frontier_table(rows, bootstrap),
+            frontier_table(rows, titles_of(rows), bootstrap),
             member_table(rows),
             set_table(rows),
             [image],
@@ -400,9 +405,8 @@ def report() -> dict[str, Any]:
     if rows := by_row.get("a10"):
         page = put(page, "ablations", "\n".join(ablation_table(rows)))
     for name, lead in (("a10", LEAD), ("a10-full", "stronger")):
-        if (rows := by_row.get(name)) and (more := further(rows)):
-            bootstrap = Bootstrap(2000, blocks=len(rows))
-            page = put(page, f"further-{name}", "\n".join(frontier_table(rows, bootstrap, more, lead)))
+        if rows := by_row.get(name):
+            page = put(page, f"further-{name}", "\n".join(further_table(rows, lead)))
     for name in set(ROWS) - set(by_row):
         page = put(page, name, f"Not run yet: `--rows {name}`.")
     for name, text, lead in blocks(by_row):
