@@ -15,13 +15,14 @@ from resafe.deltas import task_vector
 from resafe.errors import InputError
 from resafe.masks import MaskSettings, MaskTrainer, TrainSettings
 from resafe.masks.engine import EngineSettings, make_optimizer
-from resafe.masks.logits import sharded
+from resafe.masks.logits import sharded, whole
 from resafe.masks.processes import Processes, blocks, launched, shard
 from resafe.realign import Problem, learn
 from resafe.realign.scores import masked_model
 from resafe.realign.warm import WarmStart, warm_logits
 from tests.evals.tiny import tiny_model
 from tests.masks import two_processes as alone
+from tests.masks.test_names import masked, saved
 from tests.tiny import KEEP, PAIRS, Source
 
 ROOT = Path(__file__).parents[2]
@@ -165,6 +166,20 @@ def test_logits_let_go_of_what_is_sharded(lab, one_of_one, monkeypatch):
     shard(model, logits)
     assert whole_ones == [21, 12, 3]  # nine in each of two layers; embedding, norm and head come last
     assert all(sharded(value) for value in logits.parameters())
+
+
+def test_merged_experts_are_sharded(tmp_path, one_of_one):
+    aligned, tuned = saved(tmp_path, "mixtral")
+    found = []
+    for sharding in (False, True):
+        model, values = masked(aligned, task_vector(tuned, aligned), sampling="direct", initial=0.5)
+        if sharding:
+            shard(model, values)
+            assert all(sharded(value) for value in values.parameters())
+        output = model(input_ids=torch.tensor([[5, 20, 31, 3]])).logits
+        output.square().sum().backward()
+        found.append((output.detach(), {key: whole(value.grad) for key, value in values.values.items()}))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
 
 
 def test_layers_are_found():

@@ -15,7 +15,8 @@ from resafe.checkpoints.compare import check_same_shapes, tied_copies
 from resafe.checkpoints.gguf import convert_gguf
 from resafe.checkpoints.hashing import cached_digest
 from resafe.checkpoints.header import TensorInfo, read_header
-from resafe.checkpoints.loading import load_model, load_tokenizer, parameter_names, quiet
+from resafe.checkpoints.loading import load_model, load_tokenizer, quiet
+from resafe.checkpoints.pieces import Pieces, parameter_pieces
 from resafe.checkpoints.precision import Precision, resolve_dtype
 from resafe.checkpoints.reader import Checkpoint, known_digest, open_checkpoint
 from resafe.checkpoints.reference import Reference, parse_output, parse_reference
@@ -29,6 +30,7 @@ __all__ = [
     "Blocks",
     "Checkpoint",
     "File",
+    "Pieces",
     "Precision",
     "Prefix",
     "Reference",
@@ -50,7 +52,7 @@ __all__ = [
     "load_tokenizer",
     "open_checkpoint",
     "open_prefix",
-    "parameter_names",
+    "parameter_pieces",
     "parse_output",
     "parse_reference",
     "parse_size",

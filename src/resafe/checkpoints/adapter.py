@@ -31,9 +31,9 @@ _LOST_STARTS = ("corda", "lora_ga")
 
 EXPERTS = (
     "give an adapter on the other layers, for example on attention alone (target_modules), or merge this one into its "
-    "model (merge_and_unload of PEFT), to fuse or evaluate the merged model"
+    "model (merge_and_unload of PEFT), to fuse, mask or evaluate the merged model"
 )
-"""What to do with an adapter on merged experts; a mask over the merged model would meet them again."""
+"""What to do with an adapter on merged experts; the merged model's files hold them one by one again."""
 
 Shape = tuple[int, ...]
 

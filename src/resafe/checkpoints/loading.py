@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,34 +93,6 @@ def load_model(
             model = _with_adapter(model, checkpoint, merge)
     placed: PreTrainedModel | PeftModel = model.to(device)
     return placed.eval()
-
-
-def parameter_names(model: Any, stored: Iterable[str]) -> dict[str, str]:
-    """The model's own name of each tensor of a checkpoint that becomes a parameter (or buffer) of it as it is.
-
-    transformers renames some tensors as it loads them, and puts a model's prefix before names or takes it away. Those
-    that it merges with others (the experts of a layer) are left out, and so is what the model does not have.
-
-    Args:
-        model: A module of any kind; only models of transformers rename.
-        stored: Names in the checkpoint's files.
-    """
-    names, held = list(stored), model.state_dict()
-    found = {name: name for name in names if name in held}
-    if len(found) == len(names) or not hasattr(model, "base_model_prefix"):
-        return found
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-    transforms = get_model_conversion_mapping(model)
-    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
-    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
-    for name in names:
-        if name not in found:
-            own, merged = rename_source_key(name, renamings, converters, model.base_model_prefix, held)
-            if merged is None and own in held:
-                found[name] = own
-    return found
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:

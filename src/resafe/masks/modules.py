@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from resafe.checkpoints import parameter_names
+from resafe.checkpoints import Pieces, parameter_pieces
 from resafe.checkpoints.adapter import EXPERTS, over_experts
 from resafe.deltas import TaskVector, stored_copies
 from resafe.errors import InputError, listed
@@ -139,6 +139,39 @@ class MaskedWeight(nn.Module):
         return (self.aligned[index] + fused).to(self.aligned.dtype)
 
 
+class MergedWeight(nn.Module):
+    """One weight that the model merges from several tensors of its files (the experts of a layer), formed at each call.
+
+    Each tensor that tuning changed has a mask of its own; the others are the aligned model's.
+
+    Args:
+        pieces: The tensors' names, and how they are merged.
+        masked: Those that are masked.
+        aligned: The others by name, float.
+    """
+
+    def __init__(self, pieces: Pieces, masked: Sequence[MaskedWeight], aligned: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.masked = nn.ModuleList(masked)
+        self.aligned = nn.ParameterList(nn.Parameter(tensor, requires_grad=False) for tensor in aligned.values())
+        self._pieces, self._names = pieces, (*aligned, *(weight.name for weight in masked))
+
+    @property
+    def kept(self) -> bool:
+        """Whether keeping it for the backward pass is cheaper than forming it again."""
+        return any(weight.kept for weight in self.masked)
+
+    def forward(self) -> Tensor:
+        """The weight, in the shape that the model has it in."""
+        tensors = [*self.aligned, *(weight() for weight in self.masked)]
+        return self._pieces.merged(dict(zip(self._names, tensors, strict=True)).__getitem__)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """The rows `index`, shape (rows, …)."""
+        every: Tensor = self()
+        return every[index]
+
+
 def _tuned(aligned: Tensor, delta: Tensor) -> Tensor:
     return (aligned + delta.float()).to(aligned.dtype)
 
@@ -198,7 +231,7 @@ class MaskedModule(nn.Module):
         again: Whether the weights are formed again in the backward pass; None where that is cheaper than keeping them.
     """
 
-    def __init__(self, base: nn.Module, weights: Mapping[str, MaskedWeight]) -> None:
+    def __init__(self, base: nn.Module, weights: Mapping[str, MaskedWeight | MergedWeight]) -> None:
         super().__init__()
         self.base, self.weights = base, nn.ModuleDict(weights)
         self.again: bool | None = None
@@ -214,7 +247,7 @@ class MaskedModule(nn.Module):
             return self._computed(*arguments, **named)
         return checkpoint(self._computed, *arguments, use_reentrant=False, preserve_rng_state=False, **named)
 
-    def _masked(self) -> list[MaskedWeight]:
+    def _masked(self) -> list[MaskedWeight | MergedWeight]:
         found: Any = self.weights.values()
         return list(found)
 
@@ -319,7 +352,7 @@ def install_masks(
     if factors is not None:
         _install_lora(model, factors, weight)
     else:
-        _install_full(model, vectors, weight)
+        _install_full(model, vectors, weight, storage)
     logits.vectors_digest = hasher.hexdigest()
     logits.fit_fusion_to(refit, lambda name: _masked_now(made.get(name), vectors, name))
     model.requires_grad_(False)
@@ -346,23 +379,24 @@ def _install_lora(
         _replace(model, module, MaskedLora(base, weight(a), weight(b), scale))
 
 
-def _install_full(model: nn.Module, vectors: Sequence[TaskVector], weight: Callable[[str], MaskedWeight]) -> None:
+def _install_full(
+    model: nn.Module, vectors: Sequence[TaskVector], weight: Callable[[str], MaskedWeight], storage: torch.dtype
+) -> None:
     """Masks every parameter that tuning changed: at m = 1 the model is the tuned one, at m = 0 the aligned one.
 
     Parameters that it left alone become the aligned model's, whatever they were.
 
     Raises:
-        InputError: Tuning changed a tensor that is no parameter of the model.
+        InputError: Tuning changed a tensor that makes up no parameter of the model.
     """
-    copies = stored_copies(vectors[0])
-    covered: dict[str, str] = {}  # by the parameter's name, which need not be the one in the files
-    for stored, own in parameter_names(model, [*vectors[0].names, *copies]).items():
-        covered.setdefault(own, copies.get(stored, stored))
-    names: dict[int, str] = {}
+    shapes, copies = {name: vectors[0].shape(name) for name in vectors[0].names}, stored_copies(vectors[0])
+    shapes |= {copy: shapes[name] for copy, name in copies.items()}
+    covered = {own: pieces.called(copies) for own, pieces in parameter_pieces(model, shapes).items()}
+    found: dict[int, Pieces] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if name in covered:
-            names.setdefault(id(parameter), covered[name])  # tied parameters have one name, and one mask
-    taken = set(names.values())
+            found.setdefault(id(parameter), covered[name])  # tied parameters have one name, and one mask
+    taken = {name for pieces in found.values() for name in pieces.names}
 
     def moved(name: str) -> bool:
         return any(bool(vector.delta(name).any()) for vector in vectors)
@@ -371,18 +405,27 @@ def _install_full(model: nn.Module, vectors: Sequence[TaskVector], weight: Calla
     if left := [name for name in vectors[0].names if name not in taken and moved(name)]:
         raise InputError(
             f"tuning changed {len(left)} tensors that are no parameters of the loaded model:\n  {listed(left)}",
-            "transformers merges or ties them as it loads the model: tune an adapter on its other layers and mask "
-            "that, or take a method that puts no masks into the model (interpolation, random_mask, dare)",
+            "transformers splits, permutes or ties them as it loads the model: tune an adapter on its other layers and "
+            "mask that, or take a method that puts no masks into the model (interpolation, random_mask, dare)",
         )
-    made: dict[str, MaskedWeight] = {}
+
+    def masked(pieces: Pieces) -> MaskedWeight | MergedWeight:
+        if pieces.whole:
+            return weight(pieces.names[0])
+        aligned = {name: vectors[0].aligned(name).to(storage) for name in pieces.names if name not in changed}
+        return MergedWeight(pieces, [weight(name) for name in pieces.names if name in changed], aligned)
+
+    made: dict[Pieces, MaskedWeight | MergedWeight] = {}
     for path, module in reversed(list(model.named_modules())):  # a module is replaced after those inside it
-        masks: dict[str, MaskedWeight] = {}
+        masks: dict[str, MaskedWeight | MergedWeight] = {}
         for local, parameter in list(module.named_parameters(recurse=False)):
-            name = names.get(id(parameter), "")
-            if name in changed:
-                made[name] = masks[local] = made.get(name) or weight(name)
-            elif name:
-                parameter.data.copy_(vectors[0].aligned(name))
+            pieces = found.get(id(parameter))
+            if pieces is None:
+                continue
+            if changed.isdisjoint(pieces.names):
+                parameter.data.copy_(pieces.merged(vectors[0].aligned))
+            else:
+                made[pieces] = masks[local] = made.get(pieces) or masked(pieces)
         if masks and not path:
             raise InputError(f"'{min(masks)}' belongs to the model itself and to no module", "mask an adapter of it")
         if masks:
