@@ -58,10 +58,7 @@ app.add_typer(judge.app, name="judge")
 def main() -> None:
     """Runs the application. Exit codes: 0 done, 1 failed, 2 wrong input, 3 gate not met, 130 interrupted."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # between libraries; nothing a user can act on
-    for name in (
-        "torchao",
-        "torch.utils._pytree",
-    ):  # neither is what torchao says of its CUDA kernels when PEFT loads it
+    for name in ("torchao", "torch.utils._pytree"):  # no news: what torchao says of CUDA kernels when PEFT loads it
         logging.getLogger(name).setLevel(logging.ERROR)
     debug = "--debug" in sys.argv
     if debug:
