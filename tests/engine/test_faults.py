@@ -174,6 +174,7 @@ def test_a_directory_that_is_not_ours_is_left_alone(farm: Farm) -> None:
     assert (farm.root / "out" / "thesis.txt").read_text() == "precious"
 
 
+@pytest.mark.slow
 def test_the_command_line(farm: Farm, tmp_path: Path) -> None:
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "resafe", *map(str, arguments)]

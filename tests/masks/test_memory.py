@@ -92,7 +92,7 @@ DRAWS = [
 ]
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mask", DRAWS)
 def test_draws_are_made_again_where_that_is_cheap(lab, mask, compiled):
     """Kept are the layers' inputs (0.7 bytes an entry of this model), not masks or weights (4 bytes each)."""

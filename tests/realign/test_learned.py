@@ -331,6 +331,7 @@ def test_warm_start_is_where_training_begins(lab, tmp_path):
     assert all(value.shape[1] == 1 for value in other.mask.values.values())
 
 
+@pytest.mark.slow
 def test_a_price_holds_what_need_not_be_removed(lab):
     """Adam moves every logit at one rate, by noise where there is no signal; the price leaves those where they were."""
     of, removed = learnable(lab), []
@@ -525,6 +526,7 @@ def test_selector_on_full_weights(lab):
     assert 0 < rows <= round(0.2 * found.facts["entries"])
 
 
+@pytest.mark.slow
 def test_several_models_are_held_apart_only_where_they_teach(lab, monkeypatch):
     """Each task vector by itself costs memory, so only for a loss, a batch and examples that need it."""
     asked, usual = [], learn.masked_model

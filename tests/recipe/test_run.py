@@ -266,16 +266,17 @@ EVALUATIONS = [f"evaluate-{name}" for name in MODELS]
             {"tune__second__steps": 4},
             ["tune-second", "realign-fused", "evaluate-tuned-second", "evaluate-fused"],
         ),
-        (
+        pytest.param(
             {"tune__first__learning_rate": 0.01},
             ["tune-first", "realign-mask", "realign-random", "realign-half", "realign-fused", "evaluate-tuned-first",
              "evaluate-mask", "evaluate-random", "evaluate-half", "evaluate-fused"],
+            marks=pytest.mark.slow,
         ),
         (
             {"questions__validation__max_new_tokens": 3},
             ["realign-mask", "realign-random", "realign-half", "evaluate-mask", "evaluate-random", "evaluate-half"],
         ),
-        ({"data__safety_limit": 39}, STAGES),
+        pytest.param({"data__safety_limit": 39}, STAGES, marks=pytest.mark.slow),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )  # fmt: skip

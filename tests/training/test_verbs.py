@@ -88,6 +88,7 @@ def test_harmful_share_and_held_out_prompts(base: str, data: str, tmp_path: Path
     assert json.loads((result.path / "training.json").read_text())["rows"] == 20
 
 
+@pytest.mark.slow
 def test_align_killed_in_its_dpo_does_not_repeat_the_sft(base: str, tmp_path: Path) -> None:
     class Stop(Exception):
         pass
