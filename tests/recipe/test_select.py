@@ -87,10 +87,10 @@ def test_what_the_questions_cannot_tell_apart_goes_to_the_weaker() -> None:
 def test_the_kept_share_counts_entries(tmp_path) -> None:
     """Tensors of 6 and 2 entries, kept by 1 and .5 at strength 1: 7 of 8; at strength .5 by 1 and .75."""
     values = {"large": torch.ones(1, 1), "small": torch.full((1, 1), 0.5)}
-    mask = Mask.of(values, MaskSettings(granularity="tensor"))
+    mask = Mask.of(values, MaskSettings(granularity="tensor"), entries={"large": 6, "small": 2})
     mask.save(tmp_path / "mask")
-    shapes, half = {"large": (2, 3), "small": (2, 1)}, round(0.5 * 255) / 255
+    half = round(0.5 * 255) / 255
     for strength, small in ((1.0, half), (0.5, 1 - 0.5 * (1 - half))):
         (tmp_path / "selection.json").write_text(json.dumps({"strength": strength}))
         stage = Stage("half", "x", tmp_path)
-        assert _kept(stage, shapes) == pytest.approx((6 + 2 * small) / 8)
+        assert _kept(stage) == pytest.approx((6 + 2 * small) / 8)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from resafe.errors import InputError
-from resafe.masks.concrete import MaskSettings, logits_key, oriented, rescaled
+from resafe.masks.concrete import MaskSettings, logits_key, oriented, rescaled, scaled_mask
 from resafe.provenance import described
 
 WEIGHTS, DESCRIPTION = "safety_mask.safetensors", "safety_mask.json"
@@ -87,7 +87,14 @@ class Mask:
     @property
     def keep_rate(self) -> float:
         """Mean of the mask over the entries of the task vectors, before rescaling."""
-        total = sum(float(value.double().sum()) * self._weight(key) for key, value in self.values.items())
+        return self._mean(lambda value: value)
+
+    def keep_rate_at(self, strength: float) -> float:
+        """`keep_rate` of the mask at a strength (see `scaled_mask`)."""
+        return self._mean(lambda value: scaled_mask(value, strength))
+
+    def _mean(self, of: Callable[[Tensor], Tensor]) -> float:
+        total = sum(float(of(value).double().sum()) * self._weight(key) for key, value in self.values.items())
         return total / max(1, sum(self.entries.get(key, value.numel()) for key, value in self.values.items()))
 
     def _weight(self, key: str) -> float:

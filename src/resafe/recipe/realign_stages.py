@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -159,8 +158,7 @@ def _family(part: RealignPart, problem: Problem, others: Sequence[Stage], mean: 
     method = REALIGN.get(part.method)
     settings = dict(part.settings)
     if part.keep_rate_of:
-        kept = _kept(others[0], {name: problem.vectors[0].shape(name) for name in problem.names})
-        settings["removed"] = [1.0 - kept]
+        settings["removed"] = [1.0 - _kept(others[0])]
     elif others:
         masks = [other.path / "mask" for other in others]
         if len(masks) > 1:
@@ -170,21 +168,11 @@ def _family(part: RealignPart, problem: Problem, others: Sequence[Stage], mean: 
     return family
 
 
-def _kept(stage: Stage, shapes: Mapping[str, tuple[int, ...]]) -> float:
-    """The share of the task vectors' entries that a stage's mask keeps at the strength that was chosen for it."""
-    from resafe.masks.concrete import logits_key, scaled_mask
-
-    strength, kept, total = float(read_json(stage.path / "selection.json")["strength"]), 0.0, 0
-    for mask in load_masks(stage.path / "mask"):
-        entries: dict[str, int] = {}
-        for name, shape in shapes.items():
-            key = logits_key(name, mask.settings.granularity)
-            entries[key] = entries.get(key, 0) + math.prod(shape)
-        for key, value in mask.values.items():
-            count = entries.get(key, value.numel())  # a tensor that this entry's models did not tune
-            kept += float(scaled_mask(value, strength).sum()) * (count / value.numel())
-            total += count
-    return kept / total
+def _kept(stage: Stage) -> float:
+    """The share of the task vectors' entries that a stage's masks keep at the strength that was chosen for them."""
+    strength = float(read_json(stage.path / "selection.json")["strength"])
+    masks = load_masks(stage.path / "mask")
+    return sum(mask.keep_rate_at(strength) for mask in masks) / len(masks)
 
 
 def _write(out: Path, problem: Problem, family: Family, strength: float, tuned: Checkpoint, name: str) -> Path:
