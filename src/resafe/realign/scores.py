@@ -266,14 +266,14 @@ def removal_mask(
     removed: Mapping[str, Tensor] | None = None,
     processes: Processes = ALONE,
 ) -> dict[str, Tensor]:
-    """Zeros at the `share` of all entries with the highest positive scores over the whole model, ones elsewhere.
+    """Zeros at the `share` of all scores with the highest positive ones over the whole model, ones elsewhere.
 
     Of entries that tie at the threshold so many are taken as make the share, evenly spaced in the order of the scores:
     changes stored in bfloat16 have few magnitudes, and those of the first layers are no better to remove than others.
 
     Args:
         scores: Key → score, float32; sharded over several processes.
-        share: Share of all entries, 0 to 1.
+        share: Share of all scores (one an entry, row, rank, …), 0 to 1.
         removed: A mask whose zeros stay removed and count for the share; the rest is filled up by score. By one
             process.
         processes: This process among those that hold the scores.
