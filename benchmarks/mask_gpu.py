@@ -78,6 +78,11 @@ class RandomVector:
         """A tenth of that."""
         return torch.randn(self.shape(name)) * 0.002
 
+    @property
+    def adapter(self) -> None:
+        """None: it is of no file."""
+        return None
+
     def factor_modules(self) -> dict[str, tuple[str, str, float]] | None:
         """The pairs, scaled by 1."""
         if self.rank is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ KEEP = [Example(f"t{n}", f"w{n + 3} w{n + 30}", f"w{n + 80} w{n}") for n in rang
 @dataclass(frozen=True)
 class Lab:
     """Directories: base, safe (adapter), tuned and tuned2 (continue safe), fresh (adapter on base), full, full2 (other
-    linear layers), full_all (all other); tied and tied_full have the embedding as their head."""
+    linear layers), full_all (all other); tied and tied_full have the embedding as their head; dora (an adapter on base,
+    with a norm trained whole)."""
 
     root: Path
 
@@ -86,6 +87,10 @@ def build(root: Path) -> Lab:
         _disturb(model, part, 0.05)
         model.save_pretrained(root / name)
         tiny_tokenizer().save_pretrained(root / name)
+    model = get_peft_model(lab.plain(), replace(config, use_dora=True, modules_to_save=["norm"]))
+    _disturb(model, "lora_", 0.1)
+    _disturb(model, "modules_to_save", 0.1)
+    model.save_pretrained(root / "dora")
     return lab
 
 

@@ -12,7 +12,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from resafe.checkpoints import load_model, open_checkpoint
-from resafe.deltas import DifferenceVector, task_vector
+from resafe.deltas import MergedVector, task_vector
+from resafe.deltas.lora import factor_modules
 from resafe.engine.sources import AdapterSource
 from resafe.errors import InputError
 from resafe.evals.shared_base import SharedBase
@@ -21,6 +22,7 @@ from resafe.realign import REALIGN, Problem, write_realigned
 from resafe.realign.safety import agreements, safety_vector
 from tests.tiny import logits
 
+QUERY = "model.layers.0.self_attn.q_proj.weight"
 SIZES = {"vocab_size": 97, "n_layer": 2, "n_head": 2, "initializer_range": 0.2}
 
 
@@ -157,23 +159,31 @@ def test_a_fresh_adapter_starts_at_one_that_changes_nothing(lab, tmp_path, kind)
         found = PeftModel.from_pretrained(load_model(base), str(out)).eval()
         close(logits(found), logits(model))
     assert float((logits(load_model(tuned)) - logits(load_model(base))).abs().max()) > 0.05
-    values = {"seed": 0, "combine": lambda name, deltas: deltas[0], "linear": True}
-    with pytest.raises(InputError, match="is not a LoRA factor") as error:
-        install_masks(load_model(base), [vector], MaskSettings(), **values)
-    assert "merge_and_unload" in error.value.hint and "use space: factors" not in error.value.hint
 
 
 def test_what_a_tensor_started_from_is_not_known(lab, tmp_path):
+    """Of an adapter's tensors it may not be; of the weights that it is merged into it always is."""
+    base = lab.open("base")
+    model = peft.get_peft_model(load_model(base), peft.IA3Config(target_modules=["v_proj"], feedforward_modules=[]))
+    model.save_pretrained(tmp_path / "tuned")
+    tuned = open_checkpoint(f"{lab.root / 'base'}+{tmp_path / 'tuned'}", cache=tmp_path / "cache")
+    with pytest.raises(InputError, match=r"not known:\n  .*ia3_l") as error:
+        task_vector(tuned, base, "factors")
+    assert "space: weights" in error.value.hint
+    for vector in (task_vector(tuned, base), task_vector(tuned, base, "weights")):  # as the hint has it
+        assert isinstance(vector, MergedVector) and set(vector.names) == set(base.tensors)
+
+
+def test_trained_tokens_are_rows_of_the_embedding(lab, tmp_path):
     base = lab.open("base")
     tuned = tuned_on(base, tmp_path / "tuned", ["q_proj"], trainable_token_indices=[5, 6])
-    with pytest.raises(InputError, match=r"not known:\n  .*trainable_tokens_delta") as error:
-        task_vector(tuned, base)
-    load_model(tuned).save_pretrained(tmp_path / "merged")  # as the hint has it
-    assert "merge_and_unload" in error.value.hint
-    merged = open_checkpoint(tmp_path / "merged", cache=tmp_path / "cache")
-    vector = task_vector(merged, base)
-    moved = vector.delta("model.embed_tokens.weight").abs().sum(1).nonzero().flatten().tolist()
-    assert isinstance(vector, DifferenceVector) and moved == [5, 6]
+    vector, weights = task_vector(tuned, base), task_vector(tuned, base, "weights")
+    (name,) = (name for name in vector.names if "trainable_tokens" in name)
+    embedding = "model.embed_tokens.weight"
+    assert torch.equal(vector.aligned(name), base.read(embedding)[[5, 6]])
+    moved = weights.delta(embedding).abs().sum(1).nonzero().flatten().tolist()
+    assert moved == [5, 6]
+    close(weights.delta(embedding)[[5, 6]], vector.delta(name))
 
 
 def test_an_output_layer_that_the_base_does_not_store(lab, tmp_path):
@@ -201,7 +211,11 @@ def test_kinds_whose_tensors_are_zero_where_they_change_nothing(lab, tmp_path, k
     model.save_pretrained(tmp_path / "tuned")
     tuned = open_checkpoint(f"{lab.root / 'base'}+{tmp_path / 'tuned'}")
     vector = task_vector(tuned, base)
-    assert not any(bool(vector.aligned(name).any()) for name in vector.names)
+    constants = {"AdaLora": ["ranknum"], "Vera": ["vera_A", "vera_B"]}.get(kind, [])
+    for name in vector.names:
+        same = name.rpartition(".")[2] in constants  # which do not learn
+        assert torch.equal(vector.aligned(name), tuned.read(name) if same else torch.zeros(vector.shape(name)))
+    assert any(bool(vector.delta(name).any()) for name in vector.names)
     for strength, wanted in ((0.0, model.eval()), (1.0, load_model(base))):
         out = write_realigned(tmp_path / f"out{strength}", [vector], at(vector, strength), tuned, "")
         close(logits(PeftModel.from_pretrained(load_model(base), str(out)).eval()), logits(wanted))
@@ -235,14 +249,19 @@ def test_an_adapter_whose_start_rewrote_the_base(lab, tmp_path, start):
         close(logits(shared.model(tuned)), wanted)
         assert torch.equal(logits(shared.model(base)), logits(lab.plain()))  # not the rewritten one
     for refused in (
-        lambda: task_vector(tuned, base),
-        lambda: task_vector(tuned, base, "weights").names,
-        lambda: task_vector(tuned, tuned).factor_modules(),
+        lambda: task_vector(tuned, base, "factors"),
+        lambda: factor_modules(tuned),
         lambda: AdapterSource(tuned, base, {}),
     ):
         with pytest.raises(InputError, match=f"started by init_lora_weights '{start}'") as error:
             refused()
+        assert "space: weights" in error.value.hint
         assert "merge_and_unload" in error.value.hint and "path_initial_model" in error.value.hint
+    weights = task_vector(tuned, base)
+    assert isinstance(weights, MergedVector)
+    if "niter" not in start:
+        merged = load_model(tuned).state_dict()
+        close(weights.aligned(QUERY) + weights.delta(QUERY), merged[QUERY])
     plain = open_checkpoint(f"{lab.root / 'base'}+{tmp_path / 'plain'}", cache=tmp_path / "cache")  # as the hint has it
     model = load_model(base)
     values = install_masks(

@@ -10,7 +10,7 @@ from resafe.deltas import task_vector
 from resafe.errors import InputError
 from resafe.fusion import Fusion
 from resafe.masks import Mask, MaskSettings, install_masks
-from resafe.masks.modules import MaskedModule, _linear
+from resafe.masks.modules import MaskedModule
 from resafe.masks.summary import keep_rates, mean_keep
 from tests.tiny import logits
 
@@ -405,6 +405,3 @@ def test_what_does_not_fit(lab):
         install_masks(lab.plain(), vectors, MaskSettings(), **common)
     with pytest.raises(InputError, match="no linear layer"):
         install_masks(torch.nn.Linear(2, 2), vectors[:1], MaskSettings(), **common)
-    with pytest.raises(InputError, match="covers experts that transformers merges") as error:
-        _linear(lab.plain(), "model.layers.0.mlp.experts.base_layer")
-    assert "attention alone" in error.value.hint

@@ -57,6 +57,7 @@ CASES: dict[str, tuple[tuple[str, ...], str, MaskSettings, TrainSettings, Fusion
     "all weights": (("full_all",), "full", MaskSettings(), replace(SHORT, loss="distill"), Fusion("task_arithmetic")),
     "several": (("tuned", "tuned2"), "safe", MaskSettings(), replace(SHORT, loss="distill"), Fusion("average")),
     "tied": (("tied_full",), "tied", MaskSettings(granularity="row"), SHORT, Fusion("task_arithmetic")),
+    "dora": (("dora",), "base", MaskSettings(), replace(SHORT, loss="distill"), Fusion("task_arithmetic")),
     "ties": (("tuned", "tuned2"), "safe", MaskSettings(per_task=True), replace(SHORT, loss="ipo"), TIES),
 }
 

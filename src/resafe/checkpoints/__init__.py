@@ -5,8 +5,9 @@ from resafe.checkpoints.adapter import (
     adapter_modules,
     base_tensor,
     check_adapter_fits,
+    check_additive,
+    check_layers,
     check_loads,
-    check_plain_start,
     rewriting_start,
 )
 from resafe.checkpoints.blocks import Blocks
@@ -15,7 +16,7 @@ from resafe.checkpoints.compare import check_same_shapes, tied_copies
 from resafe.checkpoints.gguf import convert_gguf
 from resafe.checkpoints.hashing import cached_digest
 from resafe.checkpoints.header import TensorInfo, read_header
-from resafe.checkpoints.loading import load_model, load_tokenizer, quiet
+from resafe.checkpoints.loading import inject_adapter, load_model, load_tokenizer, quiet
 from resafe.checkpoints.pieces import Pieces, parameter_pieces
 from resafe.checkpoints.precision import Precision, resolve_dtype
 from resafe.checkpoints.reader import Checkpoint, known_digest, open_checkpoint
@@ -41,11 +42,13 @@ __all__ = [
     "cache_root",
     "cached_digest",
     "check_adapter_fits",
+    "check_additive",
+    "check_layers",
     "check_loads",
-    "check_plain_start",
     "check_same_shapes",
     "convert_gguf",
     "ensure_space",
+    "inject_adapter",
     "is_remote",
     "known_digest",
     "load_model",

@@ -29,11 +29,20 @@ _PLAIN_STARTS = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica
 _LOST_STARTS = ("corda", "lora_ga")
 """Those that rewrite the base by data, so that PEFT cannot do it again as it loads the adapter."""
 
+VARIANTS = (
+    "use_dora", "use_qalora", "alora_invocation_tokens", "arrow_config", "use_bdlora", "velora_config",
+    "monteclora_config", "kasa_config", "target_parameters", "layer_replication",
+)  # fmt: skip
+"""Fields of a LoRA configuration that, where they are set, make more of an adapter than W + s B A (PEFT 0.21)."""
+
+_OWN_SHAPES = ("layer_replication", "use_qalora", "use_bdlora")
+"""Those with which the factors' shapes do not tell the weight's."""
+
 EXPERTS = (
-    "give an adapter on the other layers, for example on attention alone (target_modules), or merge this one into its "
-    "model (merge_and_unload of PEFT), to fuse, mask or evaluate the merged model"
+    "merge the adapter into its model (merge_and_unload of PEFT) and fuse the merged model, whose files hold the "
+    "experts one by one again; masks and evaluations take the adapter as it is"
 )
-"""What to do with an adapter on merged experts; the merged model's files hold them one by one again."""
+"""What to do with an adapter on experts that transformers merges, where the files alone are read."""
 
 Shape = tuple[int, ...]
 
@@ -79,24 +88,55 @@ def rewriting_start(config: Mapping[str, Any]) -> str | None:
 
     PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA take the factors out of the base and leave a residual in it. The adapter's
     files hold the factors alone: they belong on the residual, which PEFT makes anew as it loads the adapter. A start
-    that is not known here counts as one of them.
+    that is not known here counts as one of them. KaSA, which is no start, takes the smallest singular values out.
     """
+    if config.get("kasa_config"):
+        return "kasa"
     start = config.get("init_lora_weights")
     return None if str(start).lower() in _PLAIN_STARTS else str(start)
 
 
-def check_plain_start(adapter: Checkpoint) -> None:
+def check_everywhere(adapter: Checkpoint) -> None:
+    """Checks that an adapter acts on every token of a text.
+
+    Raises:
+        InputError: It is an activated LoRA (arXiv 2504.12397), which works from its invocation tokens on.
+    """
+    if adapter.config.get("alora_invocation_tokens"):
+        raise InputError(
+            f"{adapter.reference} is an activated LoRA (alora_invocation_tokens): it changes the model after its "
+            "invocation tokens alone, so that no weights are those of the tuned model",
+            "tune without alora_invocation_tokens",
+        )
+
+
+def check_additive(adapter: Checkpoint) -> None:
     """Checks that an adapter's product may be added to its base as the files hold it.
 
     Raises:
-        InputError: The adapter belongs on a base that its start has rewritten.
+        InputError: The adapter belongs on a base that its start has rewritten, or works on a part of a text only.
     """
+    check_everywhere(adapter)
     if start := rewriting_start(adapter.config):
         raise InputError(
             f"{adapter.reference} was started by init_lora_weights {start!r}, which takes the factors out of the base: "
             "on the base as its files hold it the adapter is another model",
-            "merge the adapter into its model (merge_and_unload of PEFT) and give the merged model, or convert it to "
-            "plain LoRA (PEFT's save_pretrained with path_initial_model_for_weight_conversion)",
+            "to mask or realign it take it as its weights (space: weights); else merge it into its model "
+            "(merge_and_unload of PEFT) and give the merged model, or convert it to plain LoRA (PEFT's save_pretrained "
+            "with path_initial_model_for_weight_conversion)",
+        )
+
+
+def check_layers(adapter: Checkpoint) -> None:
+    """Checks that an adapter's model has the layers of its base, so that the two can be compared.
+
+    Raises:
+        InputError: The adapter repeats layers.
+    """
+    if adapter.config.get("layer_replication"):
+        raise InputError(
+            f"{adapter.reference} repeats layers of its base (layer_replication), which has no model of as many layers",
+            "give the aligned adapter that it continues, or save the model with its repeated layers and tune on that",
         )
 
 
@@ -106,8 +146,10 @@ def check_loads(adapter: Checkpoint) -> None:
     It takes a LoRA-GA adapter without a word, and the base as it is.
 
     Raises:
-        InputError: The base was rewritten from data that the files do not hold.
+        InputError: The base was rewritten from data that the files do not hold, or the adapter works on a part of a
+            text only.
     """
+    check_everywhere(adapter)
     start = str(rewriting_start(adapter.config)).lower()
     if start.startswith(_LOST_STARTS):
         raise InputError(
@@ -143,7 +185,8 @@ def base_tensor(module: str, base: Checkpoint, shape: Shape | None = None, leaf:
     """The name, in the base's files, of the tensor that a module owns.
 
     Tied weights are stored once: a module that is missing from a base with tied embeddings stands for the
-    vocabulary-sized tensor of the wanted shape.
+    vocabulary-sized tensor of the wanted shape. Models with experts have modules around them that transformers renames
+    as it loads them: the one of this name in the layer is taken.
 
     Args:
         module: The module's name as the adapter has it.
@@ -161,6 +204,11 @@ def base_tensor(module: str, base: Checkpoint, shape: Shape | None = None, leaf:
     if leaf == "weight" and shape is not None and base.config.get("tie_word_embeddings"):
         tied = [info.name for info in base.tensors.values() if info.shape == shape]
         return tied[0] if len(tied) == 1 and shape[0] == base.config.get("vocab_size") else None
+    layer = re.match(r".+?\.\d+\.", module)
+    if layer is not None and any(".experts." in candidate for candidate in base.tensors):
+        ending = f".{module.rpartition('.')[2]}.{leaf}"
+        renamed = [stored for stored in base.tensors if stored.startswith(layer[0]) and stored.endswith(ending)]
+        return renamed[0] if len(renamed) == 1 else None
     return None
 
 
@@ -179,24 +227,17 @@ def check_adapter_fits(adapter: Checkpoint, base: Checkpoint) -> None:
 
 def check_shapes_fit(shapes: Mapping[str, Shape], config: Mapping[str, Any], base: Checkpoint, where: str) -> None:
     """`check_adapter_fits` for tensors that are not files yet; `where` names them in the error."""
-    if str(config.get("peft_type", "LORA")).upper() != "LORA" or config.get("layer_replication"):
+    if str(config.get("peft_type", "LORA")).upper() != "LORA" or any(config.get(field) for field in _OWN_SHAPES):
         return
     problems: list[str] = []
-    missing: list[str] = []
     for module in adapter_modules(list(shapes)).values():
         parts = {role: shapes[name] for role, name in module.parts.items()}
         if config.get("target_parameters") and any(name.startswith(f"{module.module}.") for name in base.tensors):
             continue  # LoRA on a bare parameter: the saved name does not say which one
+        if over_experts(module.module) and any(".experts." in name for name in base.tensors):
+            continue  # transformers merges and renames what the files hold one by one
         first = next(iter(module.parts.values()))
-        found = _module_problems(module, parts, config, base)
-        problems += [f"{first}: {problem}" for problem in found]
-        missing += [module.module] if found else []
-    if experts := [module for module in missing if over_experts(module)]:
-        raise InputError(
-            f"{where}: the adapter covers experts that transformers merges as it loads them, and {base.reference} "
-            f"stores one by one:\n  {listed(experts)}",
-            EXPERTS,
-        )
+        problems += [f"{first}: {problem}" for problem in _module_problems(module, parts, config, base)]
     if problems:
         raise InputError(
             f"{where}: adapter of another base, it does not fit {base.reference}:\n  {listed(problems)}",

@@ -65,7 +65,7 @@ def short_attention(model: Any, longest: int) -> Iterator[None]:
         model: A causal LM of transformers, or a PEFT model around one.
         longest: Most positions of a sequence inside the block.
     """
-    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     fused = getattr(inner.config, "_attn_implementation", None) == "sdpa"
     weight = next(inner.parameters())
     if not fused or weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or longest > _SHORT:

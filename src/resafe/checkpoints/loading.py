@@ -125,15 +125,89 @@ def tokenizer_directory(checkpoint: Checkpoint) -> Path:
     return checkpoint.path if own or checkpoint.base is None else checkpoint.base.path
 
 
+def inject_adapter(model: Any, adapter: Checkpoint) -> dict[str, list[tuple[str, str]]]:
+    """Puts an adapter into its base model, in place, unmerged and in evaluation mode.
+
+    Args:
+        model: The base model, without adapters.
+        adapter: An adapter whose layers are inside the model, of any kind that PEFT knows.
+
+    Returns:
+        Name of a tensor in the adapter's file → where it is in the model: the outermost of PEFT's layers around it (or
+        the model's own module that it belongs to), and its name in there. Tied layers may hold one both.
+
+    Raises:
+        InputError: PEFT cannot load the adapter.
+    """
+    from peft import get_peft_model_state_dict
+
+    check_loads(adapter)
+    with quiet():
+        wrapped = _with_adapter(model, adapter, merge=False)
+    # The same memory, whatever each kind of adapter calls its tensors in files and in layers.
+    held: dict[int, list[str]] = {}
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        held.setdefault(tensor.data_ptr(), []).append(name)
+    with quiet():
+        stored = get_peft_model_state_dict(wrapped, save_embedding_layers=True)
+    places = {name: held.get(tensor.data_ptr(), []) for name, tensor in stored.items()}
+    return {name: [_layer_of(model, parameter) for parameter in found] for name, found in places.items() if found}
+
+
+def _layer_of(model: Any, parameter: str) -> tuple[str, str]:
+    """The outermost of PEFT's layers around a parameter, else the module that it belongs to; its name in there."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    parts = parameter.split(".")
+    paths = [".".join(parts[:depth]) for depth in range(1, len(parts))]
+    layers = (
+        path for path in paths if isinstance(model.get_submodule(path), BaseTunerLayer | AuxiliaryTrainingWrapper)
+    )
+    layer = next(layers, paths[-1] if paths else "")
+    return layer, parameter.removeprefix(f"{layer}.")
+
+
 def _with_adapter(model: Any, adapter: Checkpoint, merge: bool) -> Any:
     """PEFT's model on the base, merged if asked."""
     from peft import PeftModel
 
     try:
         wrapped: Any = PeftModel.from_pretrained(model, str(adapter.downloaded()))
-        return wrapped.merge_and_unload() if merge else wrapped
+        if not merge:
+            return wrapped
+        if wrapped.active_peft_config.is_prompt_learning:
+            raise InputError(
+                f"{adapter.reference}: {wrapped.peft_type.value} puts tokens before the prompt and changes no layer: "
+                "no weights are those of the tuned model",
+                "tune an adapter of layers, for example LoRA",
+            )
+        _part_ties(model)
+        merged = wrapped.merge_and_unload()
+        embedding, head = merged.get_input_embeddings(), merged.get_output_embeddings()
+        if head is not None and torch.equal(head.weight, embedding.weight):
+            head.weight = embedding.weight  # the adapters were tied, too
+        return merged
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
         raise _unloadable(adapter.path, error) from error
+
+
+def _part_ties(model: Any) -> None:
+    """Gives an adapter's layer a copy of a weight that another module has, too.
+
+    What is merged into the embedding would otherwise change a tied output layer, and into a layer its repetitions,
+    which it did not while the adapter was trained.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    seen: dict[int, int] = {}
+    for _, weight in model.named_parameters(remove_duplicate=False):
+        seen[id(weight)] = seen.get(id(weight), 0) + 1
+    for layer in model.modules():
+        base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else None
+        for name, weight in list(base.named_parameters(recurse=False)) if base is not None else ():
+            if seen[id(weight)] > 1:
+                setattr(base, name, torch.nn.Parameter(weight.detach().clone(), requires_grad=False))
 
 
 def _unloadable(path: Path, error: Exception) -> InputError:

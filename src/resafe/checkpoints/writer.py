@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 
-from resafe.checkpoints.adapter import adapter_modules, check_shapes_fit
+from resafe.checkpoints.adapter import adapter_modules, check_shapes_fit, over_experts
 from resafe.checkpoints.loading import quiet, tokenizer_directory
 from resafe.checkpoints.reader import Checkpoint
 from resafe.checkpoints.sizes import parse_size
@@ -231,6 +231,8 @@ def _check_rank(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, An
         return
     for module in adapter_modules(list(shapes)).values():
         name = module.parts.get("lora_A") or module.parts.get("lora_embedding_A")
+        if over_experts(module.module) or settings.get("target_parameters"):
+            continue  # of a rank an expert
         if name and shapes[name][0] != settings.get("r"):
             raise InputError(
                 f"{out}: tensor {name!r} has rank {shapes[name][0]}, the configuration has r = {settings.get('r')}",

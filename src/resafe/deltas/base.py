@@ -6,6 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from resafe.checkpoints import Checkpoint
+
 
 class TaskVector(Protocol):
     """What fine-tuning changed, tensor by tensor."""
@@ -27,6 +29,11 @@ class TaskVector(Protocol):
         """The task vector's tensor θ_tuned − θ_aligned, float32."""
         ...
 
+    @property
+    def adapter(self) -> Checkpoint | None:
+        """For a vector over the tensors of an adapter: the tuned one; None for a vector over weights."""
+        ...
+
     def factor_modules(self) -> dict[str, tuple[str, str, float]] | None:
-        """For a vector over the factors of an adapter: module → (name of A, name of B, scaling s); else None."""
+        """For a vector over LoRA's factors and nothing else: module → (name of A, name of B, scaling s); else None."""
         ...

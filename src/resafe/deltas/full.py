@@ -9,9 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from resafe.checkpoints import Checkpoint, check_same_shapes, tied_copies
+from resafe.checkpoints import Checkpoint, check_same_shapes, rewriting_start, tied_copies
 from resafe.deltas.fresh import FreshAdapter
-from resafe.deltas.lora import factor_modules
+from resafe.deltas.lora import factor_modules, is_plain
 from resafe.errors import InputError
 
 
@@ -51,8 +51,14 @@ class DifferenceVector:
 
     @cached_property
     def copies(self) -> Mapping[str, str]:
-        """Stored copies of a tied tensor, by the name under which the vector covers it (see `tied_copies`)."""
-        return tied_copies(self.base, self.tuned) if self.base is not None and self.tuned.kind == "model" else {}
+        """Stored copies of a tied tensor, by the name under which the vector covers it.
+
+        Of models see `tied_copies`. Of an adapter they are an output layer's tensors that PEFT has tied to those of the
+        embedding's adapter; factors are then each other's transposes.
+        """
+        if self.tuned.kind == "model":
+            return {} if self.base is None else tied_copies(self.base, self.tuned)
+        return _tied_in_adapter(self.tuned)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor."""
@@ -72,9 +78,30 @@ class DifferenceVector:
     def _fresh(self) -> FreshAdapter:
         return FreshAdapter(self.tuned)
 
+    @property
+    def adapter(self) -> Checkpoint | None:
+        """The tuned adapter; None between models."""
+        return self.tuned if self.tuned.kind == "adapter" else None
+
     def factor_modules(self) -> dict[str, tuple[str, str, float]] | None:
-        """For adapters: module → (name of A, name of B, scaling s)."""
-        return factor_modules(self.tuned) if self.tuned.kind == "adapter" else None
+        """For adapters that are LoRA's factors and nothing else: module → (name of A, name of B, scaling s)."""
+        adapter = self.adapter
+        return factor_modules(adapter) if adapter is not None and is_plain(adapter) else None
+
+
+def _tied_in_adapter(adapter: Checkpoint) -> dict[str, str]:
+    config = adapter.config
+    if not config.get("ensure_weight_tying") and str(config.get("peft_type")).upper() != "TRAINABLE_TOKENS":
+        return {}
+    heads, found = [name for name in adapter.tensors if ".lm_head." in name], dict[str, str]()
+    others = [name for name in adapter.tensors if ".layers." not in name and name not in heads]
+    for head in heads:
+        value = adapter.read(head)
+        for other in others:
+            same = adapter.read(other)
+            if torch.equal(same, value) or (same.dim() == 2 and torch.equal(same.T, value)):
+                found[head] = other
+    return found
 
 
 def _check_same_factors(aligned: Checkpoint, tuned: Checkpoint) -> None:
@@ -84,11 +111,14 @@ def _check_same_factors(aligned: Checkpoint, tuned: Checkpoint) -> None:
         shapes = tuple(aligned.tensors[name].shape), tuple(tuned.tensors[name].shape)
         if shapes[0] != shapes[1]:
             problems.append(f"{name} has shape {shapes[0]} in the aligned and {shapes[1]} in the tuned adapter")
-    for field in ("lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"):
+    for field in ("lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "layer_replication"):
         if (aligned.config.get(field) or None) != (tuned.config.get(field) or None):
             problems.append(
                 f"{field} is {aligned.config.get(field)} in the aligned and {tuned.config.get(field)} in the tuned"
             )
+    starts = [rewriting_start(one.config) for one in (aligned, tuned)]
+    if starts[0] != starts[1]:
+        problems.append(f"init_lora_weights is {starts[0]} in the aligned and {starts[1]} in the tuned")
     if problems:
         raise InputError(
             f"{tuned.reference} does not continue the adapter {aligned.reference}:\n  " + "\n  ".join(problems[:10]),

@@ -9,29 +9,51 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from resafe.checkpoints import Checkpoint, base_tensor, check_plain_start
+from resafe.checkpoints import Checkpoint, base_tensor, check_additive, rewriting_start
+from resafe.checkpoints.adapter import VARIANTS, over_experts
 from resafe.errors import InputError
 
 _FACTOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
+
+_AS_WEIGHTS = (
+    "this is done over LoRA's A and B only: take the adapter as its weights (space: weights), or merge it into its "
+    "model (merge_and_unload of PEFT) and give the merged model"
+)
+
+
+def is_plain(adapter: Checkpoint) -> bool:
+    """Whether an adapter is W + s B A on linear layers and nothing else, so that its files alone tell its weights.
+
+    DoRA, trained biases and modules, embeddings, LoHa and other kinds are more; only PEFT knows what they compute.
+    """
+    config = adapter.config
+    known = str(config.get("peft_type", "LORA")).upper() == "LORA" and not any(config.get(field) for field in VARIANTS)
+    found = [(_FACTOR.match(name), info.shape) for name, info in adapter.tensors.items()]
+    linear = all(factor and len(shape) == 2 and not over_experts(factor["module"]) for factor, shape in found)
+    return known and linear and rewriting_start(config) is None
 
 
 def factor_pairs(adapter: Checkpoint) -> dict[str, tuple[str, str]]:
     """Base weight name → names of its (A, B) factors in the adapter.
 
     Raises:
-        InputError: A tensor is not a LoRA factor, a factor lacks its partner, or the adapter's start rewrote the base.
+        InputError: The adapter is more than LoRA's A and B (see `is_plain`), or a factor lacks its partner.
     """
-    check_plain_start(adapter)
+    check_additive(adapter)
     sides: dict[str, dict[str, str]] = {}
     for name in adapter.tensors:
         match = _FACTOR.match(name)
-        if match is None:
+        if match is None or over_experts(match["module"]):
             raise InputError(
-                f"{adapter.reference}: tensor '{name}' is not a LoRA factor",
-                "masks in a model, and space: weights, know LoRA's A and B only: merge the adapter into its model "
-                "(merge_and_unload of PEFT) and give the merged model",
+                f"{adapter.reference}: tensor '{name}' is not a LoRA factor of a linear layer",
+                _AS_WEIGHTS,
             )
         sides.setdefault(match["module"], {})[match["side"]] = name
+    if field := next((field for field in VARIANTS if adapter.config.get(field)), None):
+        raise InputError(
+            f"{adapter.reference}: is more than LoRA's factors ({field})",
+            _AS_WEIGHTS,
+        )
     for module, found in sides.items():
         if len(found) != 2:
             raise InputError(
@@ -132,6 +154,11 @@ class LoraProductVector:
         weight = self._weights[name]
         tuned = product(self.tuned, weight)
         return tuned if self.safe is None else tuned - product(self.safe, weight)
+
+    @property
+    def adapter(self) -> None:
+        """None: it is over the weights."""
+        return None
 
     def factor_modules(self) -> None:
         """None: it is over the weights."""

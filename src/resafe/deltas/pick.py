@@ -7,13 +7,18 @@ from typing import Literal, get_args
 
 from resafe.checkpoints import Checkpoint
 from resafe.deltas.base import TaskVector
+from resafe.deltas.fresh import FreshAdapter
 from resafe.deltas.full import DifferenceVector
-from resafe.deltas.lora import LoraProductVector
+from resafe.deltas.lora import LoraProductVector, is_plain
+from resafe.deltas.merged import MergedVector
 from resafe.errors import InputError
 from resafe.registry import nearest
 
 Space = Literal["auto", "factors", "weights"]
-"""Where an adapter's change is taken: in its factors A and B apart, or in the weights as their product."""
+"""Where an adapter's change is taken: in its own tensors (the factors A and B apart), or in the weights.
+
+"auto" is its own tensors, where it is known what they were before the adapter was trained.
+"""
 
 
 def task_vector(tuned: Checkpoint, aligned: Checkpoint, space: Space = "auto") -> TaskVector:
@@ -22,7 +27,8 @@ def task_vector(tuned: Checkpoint, aligned: Checkpoint, space: Space = "auto") -
     Args:
         tuned: A model, or an adapter.
         aligned: The model or adapter it started from; an adapter's plain base counts as a zero adapter.
-        space: For adapters: "factors" (default of "auto") or "weights". Full models are always in weight space.
+        space: For adapters. In the weights an adapter that is more than LoRA's factors is merged by PEFT first, when
+            something is read. Full models are always in weight space.
 
     Raises:
         InputError: The two do not belong together (other base, other shapes, a model against an adapter), or there is
@@ -46,14 +52,15 @@ def task_vector(tuned: Checkpoint, aligned: Checkpoint, space: Space = "auto") -
             f"{tuned.reference} sits on {tuned.base.reference}, {aligned.reference} on {model.reference}",
             "both adapters must sit on the same base model; name it as base+adapter",
         )
-    if space == "weights":
-        return LoraProductVector(tuned, safe, model)
-    return DifferenceVector(tuned, safe)
+    if space == "factors" or (space == "auto" and (safe is not None or FreshAdapter.known(tuned))):
+        return DifferenceVector(tuned, safe)
+    plain = is_plain(tuned) and (safe is None or is_plain(safe))
+    return LoraProductVector(tuned, safe, model) if plain else MergedVector(tuned, safe, model)
 
 
 def origins(vector: TaskVector) -> tuple[Checkpoint | None, Checkpoint | None]:
     """The aligned and the tuned checkpoint of a task vector; None for what it does not know."""
-    if isinstance(vector, LoraProductVector):
+    if isinstance(vector, LoraProductVector | MergedVector):
         return vector.safe or vector.model, vector.tuned
     if isinstance(vector, DifferenceVector):
         return vector.base or vector.tuned.base, vector.tuned
@@ -62,7 +69,7 @@ def origins(vector: TaskVector) -> tuple[Checkpoint | None, Checkpoint | None]:
 
 def stored_copies(vector: TaskVector) -> Mapping[str, str]:
     """Tensors of the checkpoints that are copies of one that the vector covers: name → that one's."""
-    return vector.copies if isinstance(vector, DifferenceVector) else {}
+    return vector.copies if isinstance(vector, DifferenceVector | MergedVector) else {}
 
 
 def check_together(vectors: Sequence[TaskVector]) -> None:
@@ -91,7 +98,5 @@ def check_together(vectors: Sequence[TaskVector]) -> None:
 
 def _scalings(vector: TaskVector) -> list[object]:
     """What decides the factor s of an adapter's s · B A; nothing for tensors that are the weights themselves."""
-    if not isinstance(vector, DifferenceVector) or vector.tuned.kind != "adapter":
-        return []
     fields = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
-    return [vector.tuned.config.get(field) or None for field in fields]
+    return [] if vector.adapter is None else [vector.adapter.config.get(field) or None for field in fields]

@@ -26,7 +26,7 @@ from resafe.checkpoints import (
     TensorInfo,
     adapter_modules,
     base_tensor,
-    check_plain_start,
+    check_additive,
 )
 from resafe.checkpoints.adapter import EXPERTS, over_experts
 from resafe.deltas.lora import scaling
@@ -209,7 +209,7 @@ class AdapterSource:
     change: Callable[[str, Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        check_plain_start(self.checkpoint)
+        check_additive(self.checkpoint)
         unknown = {
             role
             for parts in self._parts.values()

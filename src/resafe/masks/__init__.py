@@ -3,9 +3,9 @@
 from resafe.masks.batches import encode_items
 from resafe.masks.concrete import MaskSettings, export_mask
 from resafe.masks.format import Mask
+from resafe.masks.install import install_masks
 from resafe.masks.logits import MaskLogits
 from resafe.masks.losses import Encoded, answer_log_probabilities, preference_loss
-from resafe.masks.modules import install_masks
 from resafe.masks.presets import PRESETS, MaskPreset
 from resafe.masks.stored import StoredMask
 from resafe.masks.train import MaskTrainer, TrainSettings

@@ -1,4 +1,4 @@
-"""A language model whose task vectors pass through masks: weights θ_a + F(m ⊙ τ) formed inside the owning module.
+"""Modules whose task vectors pass through masks: weights θ_a + F(m ⊙ τ) formed inside the owning module.
 
 Aligned weights and task vectors are frozen parameters (not buffers: FSDP2 shards parameters only), the logits are
 trainable parameters of the same module; only they learn. Knows nothing of losses, data or files.
@@ -6,8 +6,7 @@ trainable parameters of the same module; only they learn. Knows nothing of losse
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -16,15 +15,9 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from resafe.checkpoints import Pieces, parameter_pieces
-from resafe.checkpoints.adapter import EXPERTS, over_experts
-from resafe.deltas import TaskVector, stored_copies
-from resafe.errors import InputError, listed
-from resafe.masks.concrete import MaskSettings, norm_kept
-from resafe.masks.logits import Combine, MaskLogits, Refit
-
-_SAMPLE = 4096
-"""Entries of each tensor that go into the digest of the task vectors: enough to tell two models apart."""
+from resafe.checkpoints import Pieces
+from resafe.masks.concrete import norm_kept
+from resafe.masks.logits import Combine, MaskLogits
 
 
 class MaskedWeight(nn.Module):
@@ -172,6 +165,38 @@ class MergedWeight(nn.Module):
         return every[index]
 
 
+def _key(name: str) -> str:
+    """A parameter's name as a module may be called."""
+    return name.replace(".", "/")
+
+
+class TurnedWeight(nn.Module):
+    """The transpose of a masked matrix, as the output layer has it where its adapter is tied to the embedding's."""
+
+    def __init__(self, weight: MaskedWeight) -> None:
+        super().__init__()
+        self.weight = weight
+
+    @property
+    def kept(self) -> bool:
+        """As the matrix itself."""
+        return self.weight.kept
+
+    def forward(self) -> Tensor:
+        """The transpose."""
+        found: Tensor = self.weight()
+        return found.T
+
+    def rows(self, index: Tensor) -> Tensor:
+        """The rows `index` of the transpose."""
+        every: Tensor = self()
+        return every[index]
+
+
+Formed = MaskedWeight | MergedWeight | TurnedWeight
+"""What forms a parameter."""
+
+
 def _tuned(aligned: Tensor, delta: Tensor) -> Tensor:
     return (aligned + delta.float()).to(aligned.dtype)
 
@@ -225,20 +250,24 @@ class MaskedModule(nn.Module):
 
     Args:
         base: The module. Each parameter that is masked leaves one entry behind, which tells its dtype.
-        weights: The masked weights by the names of its own parameters; a tied one is the same in two modules.
+        weights: The masked weights by the names of its own parameters, or of those of modules inside it (an adapter's
+            "lora_A.default.weight"); a tied one is the same in two modules.
 
     Attributes:
         again: Whether the weights are formed again in the backward pass; None where that is cheaper than keeping them.
     """
 
-    def __init__(self, base: nn.Module, weights: Mapping[str, MaskedWeight | MergedWeight]) -> None:
+    def __init__(self, base: nn.Module, weights: Mapping[str, Formed]) -> None:
         super().__init__()
-        self.base, self.weights = base, nn.ModuleDict(weights)
+        self._names = tuple(weights)
+        self.base, self.weights = base, nn.ModuleDict({_key(name): weight for name, weight in weights.items()})
         self.again: bool | None = None
         if _looks_up(base):
             base.padding_idx = None  # it would be a row of the few that are formed; padding has no gradient here
         for name in weights:
-            setattr(base, name, nn.Parameter(base.get_parameter(name).new_empty(1), requires_grad=False))
+            owner, _, leaf = name.rpartition(".")
+            left = nn.Parameter(base.get_parameter(name).new_empty(1), requires_grad=False)
+            setattr(base.get_submodule(owner), leaf, left)
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
         """What the module computes with its masked weights."""
@@ -247,7 +276,7 @@ class MaskedModule(nn.Module):
             return self._computed(*arguments, **named)
         return checkpoint(self._computed, *arguments, use_reentrant=False, preserve_rng_state=False, **named)
 
-    def _masked(self) -> list[MaskedWeight | MergedWeight]:
+    def _masked(self) -> list[Formed]:
         found: Any = self.weights.values()
         return list(found)
 
@@ -256,11 +285,11 @@ class MaskedModule(nn.Module):
             index, places = arguments[0].unique(return_inverse=True)
             rows = self._masked()[0].rows(index).to(self.base.weight.dtype)
             return functional_call(self.base, {"weight": rows}, (places,))
-        formed = {name: self._formed(name) for name in self.weights}
+        formed = {name: self._formed(name) for name in self._names}
         return functional_call(self.base, formed, arguments, named)
 
     def _formed(self, name: str) -> Tensor:
-        weight: Tensor = self.weights[name]()
+        weight: Tensor = self.weights[_key(name)]()
         return weight.to(self.base.get_parameter(name).dtype)
 
     def __getattr__(self, name: str) -> Any:
@@ -268,7 +297,7 @@ class MaskedModule(nn.Module):
         held = self.__dict__["_modules"]
         if name in held:
             return held[name]
-        return self._formed(name) if name in held["weights"] else getattr(held["base"], name)
+        return self._formed(name) if name in self.__dict__["_names"] else getattr(held["base"], name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """What the rest of a model sets on the module itself: RecurrentGemma takes the state of a call back there."""
@@ -279,173 +308,6 @@ class MaskedModule(nn.Module):
             super().__setattr__(name, value)
 
 
-def install_masks(
-    model: nn.Module,
-    vectors: Sequence[TaskVector],
-    settings: MaskSettings,
-    *,
-    seed: int,
-    combine: Combine,
-    linear: bool,
-    additive: bool = False,
-    by_entry: bool = False,
-    refit: Refit | None = None,
-    storage: torch.dtype = torch.float32,
-    apart: bool = False,
-) -> MaskLogits:
-    """Replaces the modules that the task vectors touch by masked ones, in place.
-
-    Args:
-        model: The plain base model (for adapters) or any model of the aligned architecture (full weights).
-        vectors: Task vectors over the same tensors.
-        settings: The mask's settings.
-        seed: Seed of the draws.
-        combine: The fusion F for one tensor.
-        linear: Whether F is linear in the task vectors; then it is applied once, before training.
-        additive: Whether F({τ_k}) is the sum of what it makes of each τ_k beside zeros; then it is applied once with
-            masks of their own, too.
-        by_entry: Whether an entry of F depends on that entry of the task vectors alone: few rows are then formed alone.
-        refit: Takes F's first pass over the whole model anew (see `MaskLogits.refresh`); None for an F without one.
-        storage: Dtype in which aligned weights and task vectors are held; logits and masks are float32.
-        apart: Hold every task vector as it is, in place of what F makes of them beforehand: then the tuned models can
-            be read alone.
-
-    Returns:
-        The logits; train their `parameters()`.
-
-    Raises:
-        InputError: An adapter's factor has no linear layer in the model, or the vectors differ in names.
-    """
-    names = vectors[0].names
-    for vector in vectors[1:]:
-        if vector.names != names:
-            only = sorted(set(names) ^ set(vector.names))[:3]
-            raise InputError(
-                f"the tuned models cover different tensors: {', '.join(only)}", "tune them with the same targets"
-            )
-    own = settings.per_task and len(vectors) > 1
-    # What is scaled to norms is scaled before F, which may drop entries: nothing of F can be done beforehand.
-    early = settings.rescale != "norm" and not apart
-    linear, additive = linear and early and not own, additive and early and own
-    logits = MaskLogits(settings, seed, len(vectors) if own else 1)
-    logits.apart = apart
-    hasher = hashlib.sha256()
-    device = next(model.parameters()).device
-    made: dict[str, MaskedWeight] = {}
-
-    def weight(name: str) -> MaskedWeight:
-        deltas = [vector.delta(name) for vector in vectors]
-        aligned = vectors[0].aligned(name)
-        for tensor in (aligned, *deltas):
-            hasher.update(f"{name} {tuple(tensor.shape)}".encode())
-            hasher.update(tensor.flatten()[:: max(1, tensor.numel() // _SAMPLE)].contiguous().numpy().tobytes())
-        if linear:
-            deltas = [combine(name, deltas)]
-        elif additive:
-            deltas = [combine(name, _alone(deltas, place)) for place in range(len(deltas))]
-        held = [delta.to(storage) for delta in deltas]
-        kept = None if linear or additive else combine
-        made[name] = MaskedWeight(name, aligned.to(storage), held, logits, kept, by_entry)
-        return made[name]
-
-    factors = vectors[0].factor_modules()
-    if factors is not None:
-        _install_lora(model, factors, weight)
-    else:
-        _install_full(model, vectors, weight, storage)
-    logits.vectors_digest = hasher.hexdigest()
-    logits.fit_fusion_to(refit, lambda name: _masked_now(made.get(name), vectors, name))
-    model.requires_grad_(False)
-    logits.requires_grad_(True)
-    model.to(device)
-    logits.to(device)
-    return logits
-
-
-def _alone(deltas: Sequence[Tensor], place: int) -> list[Tensor]:
-    return [delta if at == place else torch.zeros_like(delta) for at, delta in enumerate(deltas)]
-
-
-def _masked_now(weight: MaskedWeight | None, vectors: Sequence[TaskVector], name: str) -> list[Tensor]:
-    """The masked task vectors of a tensor; zeros for one that is no parameter of the model and so stays aligned."""
-    return [torch.zeros(vector.shape(name)) for vector in vectors] if weight is None else weight.masked()
-
-
-def _install_lora(
-    model: nn.Module, factors: Mapping[str, tuple[str, str, float]], weight: Callable[[str], MaskedWeight]
-) -> None:
-    for module, (a, b, scale) in factors.items():
-        base = _linear(model, module)
-        _replace(model, module, MaskedLora(base, weight(a), weight(b), scale))
-
-
-def _install_full(
-    model: nn.Module, vectors: Sequence[TaskVector], weight: Callable[[str], MaskedWeight], storage: torch.dtype
-) -> None:
-    """Masks every parameter that tuning changed: at m = 1 the model is the tuned one, at m = 0 the aligned one.
-
-    Parameters that it left alone become the aligned model's, whatever they were.
-
-    Raises:
-        InputError: Tuning changed a tensor that makes up no parameter of the model.
-    """
-    shapes, copies = {name: vectors[0].shape(name) for name in vectors[0].names}, stored_copies(vectors[0])
-    shapes |= {copy: shapes[name] for copy, name in copies.items()}
-    covered = {own: pieces.called(copies) for own, pieces in parameter_pieces(model, shapes).items()}
-    found: dict[int, Pieces] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if name in covered:
-            found.setdefault(id(parameter), covered[name])  # tied parameters have one name, and one mask
-    taken = {name for pieces in found.values() for name in pieces.names}
-
-    def moved(name: str) -> bool:
-        return any(bool(vector.delta(name).any()) for vector in vectors)
-
-    changed = {name for name in taken if moved(name)}
-    if left := [name for name in vectors[0].names if name not in taken and moved(name)]:
-        raise InputError(
-            f"tuning changed {len(left)} tensors that are no parameters of the loaded model:\n  {listed(left)}",
-            "transformers splits, permutes or ties them as it loads the model: tune an adapter on its other layers and "
-            "mask that, or take a method that puts no masks into the model (interpolation, random_mask, dare)",
-        )
-
-    def masked(pieces: Pieces) -> MaskedWeight | MergedWeight:
-        if pieces.whole:
-            return weight(pieces.names[0])
-        aligned = {name: vectors[0].aligned(name).to(storage) for name in pieces.names if name not in changed}
-        return MergedWeight(pieces, [weight(name) for name in pieces.names if name in changed], aligned)
-
-    made: dict[Pieces, MaskedWeight | MergedWeight] = {}
-    for path, module in reversed(list(model.named_modules())):  # a module is replaced after those inside it
-        masks: dict[str, MaskedWeight | MergedWeight] = {}
-        for local, parameter in list(module.named_parameters(recurse=False)):
-            pieces = found.get(id(parameter))
-            if pieces is None:
-                continue
-            if changed.isdisjoint(pieces.names):
-                parameter.data.copy_(pieces.merged(vectors[0].aligned))
-            else:
-                made[pieces] = masks[local] = made.get(pieces) or masked(pieces)
-        if masks and not path:
-            raise InputError(f"'{min(masks)}' belongs to the model itself and to no module", "mask an adapter of it")
-        if masks:
-            _replace(model, path, MaskedModule(module, masks))
-
-
-def _linear(model: nn.Module, path: str) -> nn.Module:
-    from transformers.pytorch_utils import Conv1D
-
-    try:
-        child = model.get_submodule(path)
-    except AttributeError:
-        child = None
-    if not isinstance(child, nn.Linear | Conv1D):
-        if over_experts(path):
-            raise InputError(f"'{path}': the adapter covers experts that transformers merges as it loads them", EXPERTS)
-        raise InputError(f"the model has no linear layer '{path}'", "is the adapter of another base model?")
-    return child
-
-
 def _looks_up(module: nn.Module) -> TypeGuard[nn.Embedding]:
     """Whether a module takes tokens and gives rows of its weight: an embedding, or one of transformers' scaled ones.
 
@@ -453,8 +315,3 @@ def _looks_up(module: nn.Module) -> TypeGuard[nn.Embedding]:
     """
     scaled = type(module).__name__.endswith("ScaledWordEmbedding")
     return isinstance(module, nn.Embedding) and (type(module).forward is nn.Embedding.forward or scaled)
-
-
-def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, leaf = path.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)

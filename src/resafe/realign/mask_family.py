@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from resafe.deltas import DifferenceVector
 from resafe.errors import InputError
 from resafe.masks import Mask
 from resafe.masks.concrete import logits_key, logits_shape, scaled_mask
@@ -77,11 +76,14 @@ def _check_shapes(problem: Problem, mask: Mask) -> None:
 
 
 def _weight(problem: Problem, mask: Mask, strength: float, shuffle: bool) -> Callable[[str], Tensor | float]:
-    adapter = isinstance(vector := problem.vectors[0], DifferenceVector) and vector.tuned.kind == "adapter"
+    adapter = problem.vectors[0].adapter is not None
+
+    def moved(name: str) -> bool:
+        return any(bool(vector.delta(name).any()) for vector in problem.vectors)
 
     def weight(name: str) -> Tensor | float:
-        if not adapter and logits_key(name, mask.settings.granularity) not in mask.values:
-            return 0.0  # what is no parameter of the model, or not in an older mask, stays aligned
+        if logits_key(name, mask.settings.granularity) not in mask.values and not (adapter and moved(name)):
+            return 0.0  # what did not learn, is no parameter of the model, or not in an older mask, stays aligned
         value = mask.weight(name)
         if shuffle:
             value = shuffled(value.expand(problem.vectors[0].shape(name)), problem.seed, "shuffle", name)

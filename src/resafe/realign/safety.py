@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from resafe.checkpoints import Checkpoint, open_checkpoint
-from resafe.deltas import TaskVector, origins
-from resafe.deltas.lora import product, stored_name, transposed
+from resafe.deltas import TaskVector, merged_model, origins
+from resafe.deltas.lora import is_plain, product, stored_name, transposed
 from resafe.errors import InputError
 from resafe.masks import MaskLogits
 from resafe.masks.concrete import collected
@@ -86,13 +86,18 @@ def safety_vector(problem: Problem, base: str | None, unaligned: str | None) -> 
         raise InputError("the aligned checkpoint of these task vectors is not known", "open both as checkpoints")
     named = base or unaligned
     if named is not None:
-        return SafetyVector(aligned, open_checkpoint(named))
+        return SafetyVector(_readable(aligned), _readable(open_checkpoint(named)))
     if aligned.base is None:
         raise InputError(
             f"{aligned.reference} is a whole model, and what it was before alignment is not known",
             "give base: (the model before alignment) or unaligned: (the aligned one after harmful tuning)",
         )
-    return SafetyVector(aligned, aligned.base)
+    return SafetyVector(_readable(aligned), aligned.base)
+
+
+def _readable(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint, or what PEFT makes of an adapter that is more than LoRA's factors."""
+    return checkpoint if checkpoint.kind == "model" or is_plain(checkpoint) else merged_model(checkpoint)
 
 
 def agreements(logits: MaskLogits, problem: Problem, safety: SafetyVector) -> dict[str, Tensor]:
@@ -119,7 +124,12 @@ def agreements(logits: MaskLogits, problem: Problem, safety: SafetyVector) -> di
 
 def _toward(vector: TaskVector, safety: SafetyVector) -> Callable[[str], Tensor]:
     """∂⟨W, V⟩ with respect to a tensor of the tuned model."""
-    modules, (_, adapter) = vector.factor_modules(), origins(vector)
+    modules, adapter = vector.factor_modules(), vector.adapter
+    if modules is None and adapter is not None:
+        raise InputError(
+            f"{adapter.reference} is more than LoRA's factors A and B, whose part in the weights is known",
+            "to compare it with the safety vector take it as its weights (space: weights)",
+        )
     if modules is None:
         return safety.weight
     turned = adapter is not None and transposed(adapter)

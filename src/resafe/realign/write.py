@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resafe.checkpoints import Checkpoint, save_adapter, save_model
-from resafe.deltas import DifferenceVector, TaskVector, stored_copies
+from resafe.deltas import TaskVector, stored_copies
 from resafe.errors import InputError, listed
 from resafe.realign.base import Realigned
 
@@ -30,8 +30,10 @@ def write_realigned(
         InputError: The model has no place for a tensor of the task vectors.
     """
     covered = {name: name for name in vectors[0].names} | dict(stored_copies(vectors[0]))
-    if isinstance(vectors[0], DifferenceVector) and tuned.kind == "adapter":
-        return save_adapter(out, {name: realigned(name) for name in vectors[0].names}, tuned, card)
+    if vectors[0].adapter is not None:
+        tensors = {name: realigned(of) for name, of in covered.items()}
+        turned = [name for name, tensor in tensors.items() if tensor.shape != tuned.tensors[name].shape]
+        return save_adapter(out, tensors | {name: tensors[name].T for name in turned}, tuned, card)
     model = tuned if tuned.kind == "model" else tuned.base
     assert model is not None  # a task vector of an adapter cannot be made without its base
     if left := [name for name in covered if name not in model.tensors]:
