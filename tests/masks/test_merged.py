@@ -10,8 +10,9 @@ from resafe.api import apply_mask
 from resafe.checkpoints import load_model, open_checkpoint, parameter_pieces
 from resafe.deltas import task_vector
 from resafe.errors import InputError
-from resafe.masks import Mask
+from resafe.masks import Mask, MaskSettings
 from resafe.masks.modules import MaskedModule
+from resafe.masks.summary import keep_rates, module_of
 from resafe.realign import REALIGN, Problem
 from resafe.realign.write import write_realigned
 from tests.evals.tiny import tiny_tokenizer
@@ -145,3 +146,18 @@ def test_a_parameter_of_which_a_part_is_missing_is_left_out(tmp_path):
     for missing in ([name.format(3, "w1")], [name.format(n, "w3") for n in range(4)]):
         found = parameter_pieces(model, {key: shape for key, shape in shapes.items() if key not in missing})
         assert own.format("gate_up_proj") not in found and own.format("down_proj") in found
+
+
+def test_the_experts_of_a_layer_are_shown_as_one_module():
+    """Of 128 experts the table would have 384 columns."""
+    values = {
+        **{f"model.layers.0.mlp.experts.{n}.up_proj.weight": torch.full((2, n + 1), n / 2) for n in range(3)},
+        "model.layers.0.mlp.gate.weight": torch.full((3, 2), 0.25),
+    }
+    mask = Mask.of(values, MaskSettings(), {}, {key: value.numel() for key, value in values.items()})
+    found = {(rate.layer, rate.module): rate for rate in keep_rates(mask)}
+    assert set(found) == {(0, "mlp.experts.up_proj"), (0, "mlp.gate")}
+    experts = found[0, "mlp.experts.up_proj"]
+    assert experts.entries == experts.values == 12
+    assert experts.keep == pytest.approx((2 * 0 + 4 * 0.5 + 6 * 1) / 12, abs=2e-3)
+    assert module_of("task1:model.layers.3.mlp.experts.17.up_proj.weight") == "task1:mlp.experts.up_proj"

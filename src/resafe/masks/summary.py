@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from resafe.masks.format import Mask
 
 _LAYER = re.compile(r"\.(\d+)\.")
+_EXPERT = re.compile(r"\bexperts\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class KeepRate:
 
     Attributes:
         layer: The first number in the names; None for tensors outside the numbered layers.
-        module: The rest of the name after it, without "weight", e.g. "mlp.up_proj" or "self_attn.q_proj.lora_B".
+        module: The rest of the name after it, without "weight" and the number of an expert, e.g. "mlp.up_proj" or
+            "self_attn.q_proj.lora_B".
         keep: Mean of the mask, before rescaling.
         values: How many values of the mask that is.
         entries: How many entries of the task vectors they stand for.
@@ -31,17 +33,22 @@ class KeepRate:
 
 
 def keep_rates(mask: Mask) -> list[KeepRate]:
-    """One entry a key of the mask, by layer and then by module; tensors outside the layers come last."""
-    found = [
-        KeepRate(
-            *_place(key),
-            float(value.double().mean()) if value.numel() else 1.0,
-            value.numel(),
-            mask.entries.get(key, value.numel()),
-        )
-        for key, value in mask.values.items()
-    ]
+    """One entry a module of a layer, by layer and then by module; tensors outside the layers come last.
+
+    The experts of a layer, of which there may be hundreds, count as one module.
+    """
+    parts: dict[tuple[int | None, str], list[KeepRate]] = {}
+    for key, value in mask.values.items():
+        place, count = _place(key), value.numel()
+        kept = float(value.double().mean()) if count else 1.0
+        parts.setdefault(place, []).append(KeepRate(*place, kept, count, mask.entries.get(key, count)))
+    found = [own[0] if len(own) == 1 else _together(own) for own in parts.values()]
     return sorted(found, key=lambda rate: (rate.layer is None, rate.layer or 0, rate.module))
+
+
+def _together(rates: list[KeepRate]) -> KeepRate:
+    values, entries = (sum(getattr(rate, what) for rate in rates) for what in ("values", "entries"))
+    return replace(rates[0], keep=mean_keep(rates), values=values, entries=entries)
 
 
 def mean_keep(rates: Iterable[KeepRate]) -> float:
@@ -66,4 +73,6 @@ def layer_of(key: str) -> tuple[str, int | None]:
 def _place(key: str) -> tuple[int | None, str]:
     name = key.removesuffix(".weight")
     numbered = _LAYER.search(name)
-    return (None, name) if numbered is None else (int(numbered[1]), name[numbered.end() :])
+    if numbered is None:
+        return None, name
+    return int(numbered[1]), _EXPERT.sub("experts.", name[numbered.end() :])
