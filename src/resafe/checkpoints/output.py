@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+_PASSED_ON = ("cross_attentions", "state", "cache_params")
+"""What models beside those of transformers' usual output pass on from their decoder (GPT-2, RWKV, Mamba)."""
+
 
 @contextmanager
 def output_of(model: Any, select: Callable[[Tensor], Tensor]) -> Iterator[None]:
@@ -48,12 +51,15 @@ def decoder_gives(model: Any, hidden: Tensor) -> Iterator[None]:
     """
     from transformers.modeling_outputs import MoeModelOutputWithPast
 
-    decoder = model.base_model
+    decoder = model.get_decoder()
     if decoder is model:
         raise TypeError(f"{type(model).__name__} has no decoder of its own")
     before = vars(decoder).get("forward")
-    # That of mixtures of experts has all that others have. Not by nn.Module's own setting, which masked modules change.
-    object.__setattr__(decoder, "forward", lambda *_, **__: MoeModelOutputWithPast(last_hidden_state=hidden))
+    given = MoeModelOutputWithPast(last_hidden_state=hidden)
+    for name in _PASSED_ON:
+        setattr(given, name, None)
+    # Not by nn.Module's own setting, which masked modules change.
+    object.__setattr__(decoder, "forward", lambda *_, **__: given)
     try:
         yield
     finally:

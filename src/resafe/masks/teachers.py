@@ -54,18 +54,21 @@ class Teachers:
             return "zeros"
         return item.task if self._logits.apart and item.task is not None else "ones"
 
-    def keep(self, items: Iterable[Item], folder: Path | None, models: str) -> int:
+    @property
+    def kept(self) -> int:
+        """Of how many items the states are kept; 0 where the teachers pass at every step."""
+        return len(self._states)
+
+    def keep(self, items: Iterable[Item], folder: Path | None, models: str) -> None:
         """Has the states of these items ready, from a file in `folder` or computed now and put there.
 
-        All of them are computed or none, so that the numbers do not depend on what another training left there.
+        All of them are computed or none, so that the numbers do not depend on what another training left there. Where
+        the model cannot go on from states that is kept, too, and its teachers pass at every step.
 
         Args:
             items: What a training will meet.
             folder: Where states are kept for other trainings; None keeps them in memory alone.
             models: What tells the models and their fusion from others (see `reference_digest`).
-
-        Returns:
-            The number of items; 0 where the model cannot go on from states, and its teachers pass at every step.
         """
         met = {item.index: item for item in items}
         needs = sorted(met.values(), key=lambda item: (str(self.of(item)), item.index))
@@ -75,7 +78,6 @@ class Teachers:
         if "states" in stored:
             parts = stored["states"].split_with_sizes([len(item.chosen.answer) for item in needs])
             self._states = {(item.index, self.of(item)): part for item, part in zip(needs, parts, strict=True)}
-        return len(self._states)
 
     def _digest(self, needs: Sequence[Item], models: str) -> str:
         tokens = [(self.of(item), item.chosen.prompt, item.chosen.answer) for item in needs]
