@@ -4,8 +4,9 @@ Step ratios: a plain step is a forward and backward over the same batch with the
 (adapter space: the LoRA weights of the tuned PEFT model; weight space: all masked weights, of the layers that an
 adapter touches or, "all", every parameter of the model), without an optimiser. The masked step includes the draw or
 sigmoid, the product, both passes and the optimiser. Loss sft, which takes one pass; and the preset `default`, whose
-teachers (the aligned model on pairs, the tuned one on task examples) take a forward pass each over their part of the
-batch, against a plain step over the same batch.
+teachers (the aligned model on pairs, the tuned one on task examples) say once before the first step what the run will
+ask of them, against a plain step over the same batch. What that takes is told apart, and "whole" counts a share of it
+with each of the preset's steps: how large it is depends on how often the run meets the same items, which is told, too.
 
 Speed-up: DPO on the same pairs against `published.py`, the published loop with its two models; and the default preset's
 loss and price on those pairs' chosen answers, which is all that it reads of them.
@@ -25,6 +26,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -97,6 +99,16 @@ def trainer(
     return MaskTrainer(model, logits, items, settings, pad_id=pad_id, engine=engine)
 
 
+def teachers_once(made: MaskTrainer) -> float:
+    """Seconds in which the teachers of a training say what its run will ask of them."""
+    start = time.perf_counter()
+    kept = made.teachers().kept
+    seconds = time.perf_counter() - start
+    met = made.settings.steps * made.settings.batch_size
+    print(f"teachers once: {seconds:.2f} s for {kept} items, which {made.settings.steps} steps meet {met} times")
+    return seconds
+
+
 def plain_step(model: Any, batch: list[Any], pad_id: int) -> None:
     """Forward and backward."""
     model.zero_grad(set_to_none=True)
@@ -126,6 +138,7 @@ def step_ratios(base: Any, safe: Any, tuned: Any, whole: Any, rounds: int, relax
         for title, suffix, settings, mask, own in cases:
             made = trainer(base, vector, own, pad_id, settings, mask, EngineSettings())
             batch = [item.chosen for item in made.batches.at(0)]
+            once = teachers_once(made) if settings.loss == "distill" else 0.0
             masked, bare = alternate(partial(made.step, 0), partial(plain_step, plain, batch, pad_id), rounds)
             value = ratio(masked, bare)
             print(
@@ -133,6 +146,12 @@ def step_ratios(base: Any, safe: Any, tuned: Any, whole: Any, rounds: int, relax
                 flush=True,
             )
             figures[f"step_ratio_{key}{suffix}"] = value
+            if once:
+                whole_s = [seconds + once / settings.steps for seconds in masked]
+                figures[f"teacher_seconds_{key}{suffix}"] = once
+                figures[f"step_ratio_{key}{suffix}_whole"] = ratio(whole_s, bare)
+                median = statistics.median(whole_s)
+                print(f"{space:9} {'the whole run':14} {'':8} {median:9.2f} {ratio(whole_s, bare):6.2f}", flush=True)
     return figures
 
 
@@ -168,11 +187,18 @@ def speedups(base: Any, safe: Any, tuned: Any, rounds: int, count: int) -> dict[
         theirs = partial(published_step, policy, reference, chosen, rejected, pad_id, optimizer)
         for title, suffix, settings, mask in cases:
             made = trainer(base, vector, items, pad_id, settings, mask, EngineSettings(share_prompts=True))
+            once = teachers_once(made) if settings.loss == "distill" else 0.0
             theirs_s, ours_s = alternate(theirs, partial(made.step, 0), rounds)  # the cached reference: in the warm-up
             value = ratio(theirs_s, ours_s)
             seconds = f"{statistics.median(theirs_s):12.2f} {statistics.median(ours_s):9.2f}"
             print(f"{space:9} {title:14} {seconds} {value:9.2f}", flush=True)
-            figures["speedup_vs_published" + ("" if key == "adapter" else "_full") + suffix] = value
+            name = "speedup_vs_published" + ("" if key == "adapter" else "_full") + suffix
+            figures[name] = value
+            if once:
+                whole_s = [seconds + once / settings.steps for seconds in ours_s]
+                figures[f"{name}_whole"] = ratio(theirs_s, whole_s)
+                seconds = f"{statistics.median(theirs_s):12.2f} {statistics.median(whole_s):9.2f}"
+                print(f"{space:9} {'the whole run':14} {seconds} {figures[f'{name}_whole']:9.2f}", flush=True)
     return figures
 
 

@@ -233,17 +233,18 @@ def test_task_divergence_over_full_weights_keeps_the_task(lab):
     assert found[1] < 0.7 * found[0]
 
 
-@pytest.mark.parametrize("teacher", ["zeros", "ones"])
-def test_a_divergence_by_length_is_the_same_mean_over_tokens(lab, teacher):
-    """Short and long sequences apart or in one batch: the same value and gradients."""
+@pytest.mark.parametrize("side", ["safety", "task"])
+def test_a_divergence_by_length_is_the_same_mean_over_tokens(lab, side):
+    """Short and long sequences apart or in one batch: the same value and gradients, whoever teaches."""
     found = []
-    few = [item.chosen for item in ITEMS]
-    assert len(length_groups([len(one) for one in few], 0.1)) > 1
+    few = [replace(item, side=side) for item in ITEMS]
+    tokens = sum(len(item.chosen.answer) for item in few)
+    assert len(length_groups([len(item.chosen) for item in few], 0.1)) > 1
     for cost in (math.inf, 0.1):
         model, values, _ = masked(lab, ("full",), "base", initial=0.5)
-        made = MaskTrainer(model, values, ITEMS, TrainSettings(loss="distill"), pad_id=1)
+        made = MaskTrainer(model, values, few, TrainSettings(loss="distill", shares={side: 1.0}), pad_id=1)
         made._pass_cost = cost
-        divergence = made._divergence(few, teacher)
+        divergence = made._divergences(few).sum() / tokens
         divergence.backward()
         found.append((divergence.detach(), {key: value.grad for key, value in values.values.items()}))
     assert float(found[0][0]) > 1e-3

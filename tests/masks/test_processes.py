@@ -60,6 +60,16 @@ def test_gradients_are_those_of_one_process(lab, together, case):
 
 
 @pytest.mark.slow
+def test_teachers_of_two_processes_pass_at_every_step_where_one_cannot_go_on_from_states(lab, together):
+    """The other cases go on from states, of which each process has computed its share."""
+    one = alone.trainer(lab, "several")
+    wanted = {key: value for key, value in alone.first_step(one).items() if not key.startswith("logits/")}
+    assert together[0]["teachers kept"] == one.teachers().kept == len(alone.ITEMS)
+    assert together[0]["teachers kept then"] == 0
+    close({key: together[0]["teachers pass"][key] for key in wanted}, wanted)
+
+
+@pytest.mark.slow
 def test_scores_and_checkpointed_layers(lab, together):
     close(together[0]["scores"], alone.scores(alone.trainer(lab, "default")))
     shared = alone.trainer(lab, "dpo", engine=EngineSettings(share_prompts=True))

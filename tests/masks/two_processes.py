@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from resafe.fusion import Fusion
-from resafe.masks import MaskSettings, MaskTrainer, TrainSettings, encode_items
+from resafe.masks import MaskSettings, MaskTrainer, TrainSettings, encode_items, teachers
 from resafe.masks.engine import EngineSettings, checkpoint_layers
 from resafe.masks.logits import held_here, sharded, whole
 from resafe.masks.processes import ALONE, launched, shard
@@ -153,6 +153,10 @@ def main(root: Path, out: Path) -> None:
     found["resumed at"] = resumed.resume()
     resumed.run()
     found["resumed"] = logits_of(resumed)
+    found["teachers kept"] = trainer(lab, "several").teachers().kept
+    teachers.goes_on_from_states = lambda *_: processes.main  # one process that cannot is enough
+    passing = trainer(lab, "several")
+    found["teachers pass"], found["teachers kept then"] = first_step(passing), passing.teachers().kept
     if processes.main:
         torch.save(found, out / "found.pt")
     processes.wait()

@@ -128,6 +128,7 @@ class Batches:
         self._counts = composition(items, size, shares)
         self._sides = {side: [item for item in items if item.side == side] for side in self._counts}
         self._seed = seed
+        self._last: dict[str, tuple[int, list[int]]] = {}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -141,7 +142,13 @@ class Batches:
             pool = self._sides[side]
             for position in range(step * own, (step + 1) * own):
                 epoch, place = divmod(position, len(pool))
-                order = list(range(len(pool)))
-                random.Random(f"{self._seed}-{side}-{epoch}").shuffle(order)
-                batch.append(pool[order[place]])
+                batch.append(pool[self._order(side, epoch)[place]])
         return batch
+
+    def _order(self, side: str, epoch: int) -> list[int]:
+        """How a side is gone through in an epoch; the last one asked for is kept, as steps follow each other."""
+        if self._last.get(side, (None, []))[0] != epoch:
+            order = list(range(len(self._sides[side])))
+            random.Random(f"{self._seed}-{side}-{epoch}").shuffle(order)
+            self._last[side] = (epoch, order)
+        return self._last[side][1]

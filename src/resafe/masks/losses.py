@@ -164,8 +164,43 @@ def answer_logits(model: Any, sequences: Sequence[Encoded], pad_id: int) -> tupl
     """
     if len(sequences) > 1 and getattr(model, UNPADDED, False):
         each = [answer_logits(model, [sequence], pad_id) for sequence in sequences]
-        rows = [torch.full_like(own, row) for row, (_, _, own) in enumerate(each)]
-        return torch.cat([one[0] for one in each]), torch.cat([one[1] for one in each]), torch.cat(rows)
+        rows = torch.cat([torch.full_like(own, row) for row, (_, _, own) in enumerate(each)])
+        return torch.cat([one[0] for one in each]), torch.cat([one[1] for one in each]), rows
+    logits, tokens, rows = _passed(model, sequences, pad_id, lambda states: states)
+    return logits.float(), tokens, rows
+
+
+def answer_states(model: Any, sequences: Sequence[Encoded], pad_id: int) -> Tensor:
+    """Last hidden states from which the answers' tokens are predicted, as the output layer gets them.
+
+    Args:
+        model: A causal LM of transformers.
+        sequences: The batch, padded or one at a time as in `answer_logits`.
+        pad_id: Token for padding.
+
+    Returns:
+        Shape (tokens, width), in the dtype that the model computes in; the tokens' order is that of `answer_logits`.
+
+    Raises:
+        ValueError: The model has its output layer compute more than once.
+    """
+    if len(sequences) > 1 and getattr(model, UNPADDED, False):
+        return torch.cat([answer_states(model, [sequence], pad_id) for sequence in sequences])
+    entered: list[Tensor] = []
+
+    def enter(states: Tensor) -> Tensor:
+        entered.append(states)
+        return states[:0]  # nothing vocabulary-sized is asked for
+
+    _passed(model, sequences, pad_id, enter)
+    (found,) = entered
+    return found
+
+
+def _passed(
+    model: Any, sequences: Sequence[Encoded], pad_id: int, enter: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One pass of a batch: logits of the states that `enter` lets into the output layer, and tokens and rows of all."""
     width = max(len(sequence) for sequence in sequences)
     tail = max(len(sequence.answer) for sequence in sequences)
     ids = torch.full((len(sequences), width), pad_id, dtype=torch.long)
@@ -178,9 +213,9 @@ def answer_logits(model: Any, sequences: Sequence[Encoded], pad_id: int) -> tupl
     device = next(model.parameters()).device
     ids, attention, wanted = ids.to(device), attention.to(device), wanted.to(device)
     positions = (attention.cumsum(1) - 1).clamp_min(0)
-    with short_attention(model, width), output_of(model, lambda hidden: hidden[:, -tail - 1 : -1][wanted]):
+    with short_attention(model, width), output_of(model, lambda hidden: enter(hidden[:, -tail - 1 : -1][wanted])):
         logits = model(input_ids=ids, attention_mask=attention, position_ids=positions, use_cache=False).logits[0]
-    return logits.float(), ids[:, -tail:][wanted], wanted.nonzero()[:, 0]
+    return logits, ids[:, -tail:][wanted], wanted.nonzero()[:, 0]
 
 
 def _sums(model: Any, sequences: Sequence[Encoded], pad_id: int) -> Tensor:
@@ -191,15 +226,14 @@ def _sums(model: Any, sequences: Sequence[Encoded], pad_id: int) -> Tensor:
 
 
 def token_divergence(reference: Tensor, logits: Tensor) -> Tensor:
-    """Mean over tokens of KL(π_ref ‖ π) in nats.
+    """KL(π_ref ‖ π) of each token in nats, shape (tokens,).
 
     Args:
         reference: Logits of π_ref, shape (tokens, vocabulary).
         logits: Logits of π, same shape.
     """
-    return functional.kl_div(logits.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="sum") / len(
-        logits
-    )
+    found = functional.kl_div(logits.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="none")
+    return found.sum(-1)
 
 
 DISCOPOP_TAU = 0.05

@@ -49,27 +49,44 @@ def reference_digest(
     """
     tokens = [(i.chosen.prompt, i.chosen.answer, i.rejected.prompt, i.rejected.answer) if i.rejected else None
               for i in items]  # fmt: skip
-    made_with = {name: version for name, version in versions().items() if name in _LIBRARIES}
-    unpadded = ["unpadded"] if getattr(model, UNPADDED, False) else []
     return digest_value(
-        [_FORMAT, models, logits.vectors_digest, which, tokens, precision_of(model), shared, made_with, *unpadded]
+        [_FORMAT, models, logits.vectors_digest, which, tokens, precision_of(model), shared, *made_with(model)]
     )
+
+
+def made_with(model: Any) -> list[Any]:
+    """What the numbers of a pass depend on beside model, precision and tokens: libraries, and how sequences go in."""
+    unpadded = ["unpadded"] if getattr(model, UNPADDED, False) else []
+    return [{name: version for name, version in versions().items() if name in _LIBRARIES}, *unpadded]
 
 
 def kept_reference(
     folder: Path | None, digest: Callable[[], str], compute: Callable[[], Tensor], processes: Processes = ALONE
 ) -> Tensor:
     """The table under its digest in `folder`, or computed now and put there; None keeps nothing."""
+    return kept_tensors("reference", folder, digest, lambda: {"log_probabilities": compute()}, processes)[
+        "log_probabilities"
+    ]
+
+
+def kept_tensors(
+    name: str,
+    folder: Path | None,
+    digest: Callable[[], str],
+    compute: Callable[[], dict[str, Tensor]],
+    processes: Processes = ALONE,
+) -> dict[str, Tensor]:
+    """What is kept under its digest in a file called by `name` in `folder`, or is computed now and put there."""
     processes.wait()
     identity = digest() if folder else ""
-    path = folder / f"reference-{identity[:24]}.safetensors" if folder else None
+    path = folder / f"{name}-{identity[:24]}.safetensors" if folder else None
     stored = load_state(path, identity) if path else None
     if not processes.agree(stored is not None):
-        stored = {"log_probabilities": compute()}
+        stored = compute()
         if path and processes.main:
             save_state(path, stored, identity)
     assert stored is not None
-    return stored["log_probabilities"]
+    return stored
 
 
 def reference_log_probabilities(

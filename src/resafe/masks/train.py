@@ -18,13 +18,12 @@ from resafe.masks.batches import Batches, Item
 from resafe.masks.budget import LayerBudget, budget_of, hold_budget
 from resafe.masks.engine import EngineSettings, make_optimizer, step_alone
 from resafe.masks.fused import Kernels
-from resafe.masks.logits import MaskLogits, Reading, held_here, whole
+from resafe.masks.logits import MaskLogits, held_here, whole
 from resafe.masks.losses import (
     AVERAGED,
     PAIR_LOSSES,
     SMOOTHED,
     UNPADDED,
-    Encoded,
     LossName,
     answer_log_probabilities,
     answer_logits,
@@ -45,6 +44,7 @@ from resafe.masks.reference import (
     reference_log_probabilities,
 )
 from resafe.masks.state import load_training, save_training, set_rate
+from resafe.masks.teachers import Teachers
 from resafe.masks.trackers import Trackers
 from resafe.provenance import LATER, described, digest_value
 
@@ -150,7 +150,8 @@ class MaskTrainer:
         checkpoint_every: Steps between checkpoints, and between figures of what each module keeps.
         engine: How training runs: memory, optimiser, trackers.
         processes: This process among those that train together; the model is sharded over them already.
-        references: Directory for the reference's log-probabilities, which other trainings may share; None is `work`.
+        references: Directory for what the reference's and the teachers' passes gave, which other trainings may share;
+            None is `work`.
         models: What tells the models and their fusion from others, for those (see `reference_digest`).
     """
 
@@ -188,6 +189,7 @@ class MaskTrainer:
             for parameter in logits.parameters():
                 parameter.register_post_accumulate_grad_hook(self._step_one)  # type: ignore[no-untyped-call]
         self._reference: Tensor | None = None
+        self._teachers: Teachers | None = None
         self._shared: bool | None = None
         self._pass_cost = pass_cost(model)
         start = hashlib.sha256()
@@ -226,6 +228,8 @@ class MaskTrainer:
         running += ["fused"] if self._fused else []
         running += [str([item.task for item in self.items])] if self.logits.apart else []
         running += ["unpadded"] if getattr(self.model, UNPADDED, False) else []
+        taught = self.settings.loss == "distill" or self.settings.task_divergence > 0
+        running += ["teachers once, all sides in one pass"] if taught else []
         models = [self.models, precision_of(self.model)]
         return digest_value(
             [described(self.settings), described(self.logits.settings), tokens, start, models, *running]
@@ -244,6 +248,15 @@ class MaskTrainer:
                 self.processes,
             )
         return self._reference
+
+    def teachers(self) -> Teachers:
+        """The teachers, who have said once what the run will ask of them (see `resafe.masks.teachers`)."""
+        if self._teachers is None:
+            self._teachers = Teachers(self.model, self.logits, self.pad_id, self.processes)
+            met = (item for step in range(self.settings.steps) for item in self.batches.at(step))
+            taught = [item for item in met if item.side == "task" or self.settings.loss == "distill"]
+            self._teachers.keep(taught, self.references, self.models)
+        return self._teachers
 
     def run(self) -> dict[str, float]:
         """Trains from the last checkpoint, or from the start, to the last step; returns the last step's metrics."""
@@ -330,7 +343,7 @@ class MaskTrainer:
             loss = loss + self.settings.removal_price * self._removed_share()
         task = [item for item in batch if item.side == "task"]
         if self.settings.task_divergence > 0 and task:
-            divergence = self._from_tuned(task)
+            divergence = self._divergences(task).sum() / sum(len(item.chosen.answer) for item in task)
             loss = loss + self.settings.task_divergence * divergence
             metrics["kl/task"] = float(divergence.detach())
         return loss, metrics
@@ -343,50 +356,36 @@ class MaskTrainer:
         return self.processes.everywhere(share.detach()) + (own - own.detach())
 
     def _distill(self, batch: Sequence[Item]) -> tuple[Tensor, dict[str, float]]:
-        """The divergence an item from the aligned model (pairs) and from the tuned one (task examples)."""
-        sides: dict[str, list[Item]] = {"pairs": [], "task": []}
-        for item in batch:
-            sides["task" if item.side == "task" else "pairs"].append(item)
+        """The divergence an item from the aligned model (pairs) and from the tuned one (task examples).
+
+        Each side's is a mean over its tokens, and the sides count by their numbers of items.
+        """
+        sides: dict[str, list[int]] = {"pairs": [], "task": []}
+        for row, item in enumerate(batch):
+            sides["task" if item.side == "task" else "pairs"].append(row)
+        sums = self._divergences(batch)
         parts, metrics = [], {}
-        for name, own in sides.items():
-            if own:
-                aligned = name == "pairs"
-                divergence = self._divergence([i.chosen for i in own], "zeros") if aligned else self._from_tuned(own)
-                parts.append(divergence * (len(own) / len(batch)))
+        for name, rows in sides.items():
+            if rows:
+                divergence = sums[rows].sum() / sum(len(batch[row].chosen.answer) for row in rows)
+                parts.append(divergence * (len(rows) / len(batch)))
                 metrics[f"kl/{name}"] = float(divergence.detach())
         return torch.stack(parts).sum(), metrics
 
-    def _from_tuned(self, items: Sequence[Item]) -> Tensor:
-        """KL(π_tuned ‖ π) a token of the answers, of several tuned models from the one that an example belongs to.
-
-        What F makes of several may have lost a task to another, and would teach the masks to keep it lost. It is the
-        teacher only where nobody said which model an example belongs to.
-        """
-        groups: dict[Reading, list[Encoded]] = {}
-        for item in items:
-            own: Reading = item.task if self.logits.apart and item.task is not None else "ones"
-            groups.setdefault(own, []).append(item.chosen)
-        counts = {teacher: sum(len(one.answer) for one in few) for teacher, few in groups.items()}
-        total = sum(counts.values())
-        parts = [self._divergence(few, teacher) * (counts[teacher] / total) for teacher, few in groups.items()]
-        return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
-
-    def _divergence(self, sequences: Sequence[Encoded], teacher: Reading) -> Tensor:
-        """KL(π_teacher ‖ π) a token of the answers; the teacher is a tuned model or the aligned one (zeros).
+    def _divergences(self, items: Sequence[Item]) -> Tensor:
+        """Σ KL(π_teacher ‖ π) over the tokens of each item's answer, shape (items,).
 
         Short and long sequences go through the model apart where that saves more padding than another pass costs.
         """
-        lengths, parts = [len(sequence) for sequence in sequences], []
-        total = sum(len(sequence.answer) for sequence in sequences)
-        for group in length_groups(lengths, self._pass_cost):
-            rows, counted = self.processes.rows(group, lengths)
-            own = [sequences[row] for row in rows]
-            with torch.no_grad(), self.logits.reading(teacher):
-                right, _, _ = answer_logits(self.model, own, self.pad_id)
-            found = token_divergence(right, answer_logits(self.model, own, self.pad_id)[0])
-            tokens = sum(len(sequence.answer) for sequence in own)
-            parts.append(found * (tokens / total if counted else 0.0))
-        return self.processes.everywhere(torch.stack(parts).sum())
+        lengths = [len(item.chosen) for item in items]
+        passes = [self.processes.rows(group, lengths) for group in length_groups(lengths, self._pass_cost)]
+        right = self.teachers().say(items, [row for rows, _ in passes for row in rows])
+        sums = torch.zeros(len(items), device=next(self.model.parameters()).device)
+        for rows, counted in passes:
+            logits, _, places = answer_logits(self.model, [items[row].chosen for row in rows], self.pad_id)
+            found = token_divergence(torch.cat([right.pop(row) for row in rows]), logits)
+            sums = sums.index_add(0, torch.tensor(rows, device=sums.device)[places], found if counted else 0 * found)
+        return self.processes.everywhere(sums)
 
     def _sft(self, batch: Sequence[Item]) -> tuple[Tensor, dict[str, float]]:
         sums, lengths = answer_log_probabilities(
