@@ -293,9 +293,11 @@ def test_a_killed_run_ends_with_the_same_bits(lab, tmp_path, passes, lost):
     if lost:
         file.write_bytes(file.read_bytes()[:40])
     before, seen = dict(passes), []
-    resumed = trainer(lab, DISTILL, work=tmp_path, checkpoint_every=3, progress=lambda step, *_: seen.append(step))
+    resumed = trainer(lab, DISTILL, work=tmp_path, checkpoint_every=3, progress=lambda *told: seen.append(told))
     resumed.run()
-    assert seen == [4, 5, 6] and (passes == before) == (not lost)
+    assert [step for step, _, metrics in seen if metrics] == [4, 5, 6] and (passes == before) == (not lost)
+    items = len({item.index for step in range(DISTILL.steps) for item in resumed.batches.at(step)})
+    assert [step for step, total, metrics in seen if not metrics and step == total] == [items] * lost
     for key, value in straight.logits.values.items():
         assert torch.equal(resumed.logits.values[key], value), key
 

@@ -7,7 +7,7 @@ vocabulary-sized. Models for which that gives other logits than a pass have thei
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,19 @@ class Teachers:
         logits: Its logits.
         pad_id: Padding token.
         processes: This process among those that train together.
+        progress: Called with (items that a teacher has seen, items, {}), by the main process.
     """
 
-    def __init__(self, model: Any, logits: MaskLogits, pad_id: int, processes: Processes = ALONE) -> None:
+    def __init__(
+        self,
+        model: Any,
+        logits: MaskLogits,
+        pad_id: int,
+        processes: Processes = ALONE,
+        progress: Callable[[int, int, dict[str, float]], None] | None = None,
+    ) -> None:
         self._model, self._logits, self._pad_id, self._processes = model, logits, pad_id, processes
+        self._progress = progress if processes.main else None
         self._cost = pass_cost(model)
         self._states: dict[tuple[int, Reading], Tensor] = {}
 
@@ -102,6 +111,8 @@ class Teachers:
                 for start in range(0, len(places), _CHUNK):
                     chunk = places[start : start + _CHUNK]
                     found |= zip(chunk, self._together([needs[place].chosen for place in chunk]), strict=True)
+                    if self._progress:
+                        self._progress(len(found), len(needs), {})
         return {"states": torch.cat([found[place] for place in range(len(needs))])} if found else {}
 
     def _together(self, sequences: Sequence[Encoded]) -> list[Tensor]:

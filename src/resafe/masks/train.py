@@ -146,7 +146,7 @@ class MaskTrainer:
         settings: How to train.
         pad_id: Padding token.
         work: Directory for checkpoints; None keeps none.
-        progress: Called with (step, steps, metrics) after each step.
+        progress: Called with (step, steps, metrics) after each step, and with (items, items, {}) while teachers pass.
         checkpoint_every: Steps between checkpoints, and between figures of what each module keeps.
         engine: How training runs: memory, optimiser, trackers.
         processes: This process among those that train together; the model is sharded over them already.
@@ -252,7 +252,7 @@ class MaskTrainer:
     def teachers(self) -> Teachers:
         """The teachers, who have said once what the run will ask of them (see `resafe.masks.teachers`)."""
         if self._teachers is None:
-            self._teachers = Teachers(self.model, self.logits, self.pad_id, self.processes)
+            self._teachers = Teachers(self.model, self.logits, self.pad_id, self.processes, self.progress)
             met = (item for step in range(self.settings.steps) for item in self.batches.at(step))
             taught = [item for item in met if item.side == "task" or self.settings.loss == "distill"]
             self._teachers.keep(taught, self.references, self.models)
