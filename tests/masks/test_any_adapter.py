@@ -14,6 +14,7 @@ from resafe.deltas import MergedVector, merged_model, task_vector
 from resafe.deltas.lora import factor_pairs, is_plain
 from resafe.engine.sources import AdapterSource
 from resafe.errors import InputError
+from resafe.evals.shared_base import SharedBase
 from resafe.fusion import Fusion
 from resafe.masks import Mask, MaskSettings, install_masks
 from resafe.masks.modules import MaskedLora
@@ -286,12 +287,28 @@ def test_what_no_mask_can_be_over(bases, tmp_path, kind):
     for space in ("auto", "weights"):
         with pytest.raises(InputError, match=words):
             _ = task_vector(tuned, base, space).names
+    if kind == "prompt tuning":
+        with pytest.raises(InputError, match=words):
+            SharedBase(base, dtype="float32").model(tuned)
 
 
 def test_repeated_layers_are_merged_apart(bases, tmp_path):
     """A layer and its repetition have one weight and two adapters."""
     tuned, wanted = tuned_on(bases["llama"], tmp_path / "tuned", lora(layer_replication=[[0, 2], [0, 2]]))
     close(logits(load_model(tuned)), logits(wanted))
+
+
+@pytest.mark.parametrize("kind", ["all biases", "tied embedding", "both tied", "tokens", "OLoRA", "repeated layers"])
+def test_on_a_base_that_stays_loaded(bases, tmp_path, kind):
+    """Evaluations merge one adapter after another into one base: tied weights part, biases are loaded in place."""
+    base, config = {**OWN, **MERGED, "repeated layers": ("llama", REFUSED["repeated layers"][0])}[kind]
+    tuned, wanted = tuned_on(bases[base], tmp_path / "tuned", config)
+    shared = SharedBase(bases[base], dtype="float32")
+    before = logits(shared.model(bases[base]))
+    close(logits(shared.model(tuned)), logits(wanted))
+    assert torch.equal(logits(shared.model(bases[base])), before)
+    plain = shared.model(bases[base])
+    assert (plain.get_input_embeddings().weight is plain.get_output_embeddings().weight) == (base != "llama")
 
 
 @pytest.mark.parametrize("kind", ["DoRA", "experts", "PiSSA"])
