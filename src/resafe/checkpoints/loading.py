@@ -191,12 +191,14 @@ def merged_adapter(wrapped: Any, adapter: Checkpoint) -> Any:
             "no weights are those of the tuned model",
             "tune an adapter of layers, for example LoRA",
         )
+    tied = wrapped.get_base_model().config.get_text_config().tie_word_embeddings
     _part_ties(wrapped)
     merged = wrapped.merge_and_unload()
     embedding, head = merged.get_input_embeddings(), merged.get_output_embeddings()
-    tied = merged.config.get_text_config().tie_word_embeddings
     if tied and head is not None and torch.equal(head.weight, embedding.weight):
         head.weight = embedding.weight  # the adapters were tied, too
+        for config in (merged.config, merged.config.get_text_config()):
+            config.tie_word_embeddings = True  # PEFT has unset it, and files that name no output layer would not load
     return merged
 
 

@@ -26,6 +26,7 @@ class SharedBase:
         self._model: Any = None
         self._modules: dict[str, Any] = {}
         self._weights: dict[str, tuple[Any, Any]] = {}
+        self._config: dict[str, Any] = {}
         self.loads = 0
 
     def model(self, checkpoint: Checkpoint) -> Any:
@@ -42,6 +43,7 @@ class SharedBase:
             self._modules = dict(self._model.named_modules())
             every = self._model.named_parameters(remove_duplicate=False)  # merging parts those that are tied
             self._weights = {name: (weight, weight.data) for name, weight in every}
+            self._config = dict(vars(self._model.config))
             self.loads += 1
         self._restore()
         if checkpoint.kind == "adapter":
@@ -79,7 +81,8 @@ class SharedBase:
                 ) from error
 
     def _restore(self) -> None:
-        """Puts the base's own modules and weights back."""
+        """Puts the base's own modules, weights and configuration back."""
+        vars(self._model.config).update(self._config)  # whether it is tied, how many layers it has
         for name, module in self._modules.items():
             parent, _, last = name.rpartition(".")
             if name and getattr(self._modules[parent], last, None) is not module:
