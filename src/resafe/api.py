@@ -25,7 +25,7 @@ from resafe.data.counted import CountingReader
 from resafe.data.intake_sources import MAX_BAD_SHARE
 from resafe.data.items import Example
 from resafe.data.material import load_material
-from resafe.deltas import Space, task_vector
+from resafe.deltas import Space, task_vectors
 from resafe.engine import Input, Outcome, Request, build_plan, execute
 from resafe.engine.estimate import fit_threads
 from resafe.engine.executors import ExecutorName, threads_of
@@ -181,7 +181,7 @@ def _problem(
         source = _Source(safe, str(resolve_device(device)), dtype, system)
         material = load_material([pairs], [harmless], data_dir=data_dir, seed=seed, read=reader)
     problem = Problem(
-        vectors=[task_vector(item, safe, cast(Space, space)) for item in opened],
+        vectors=task_vectors(opened, safe, cast(Space, space)),
         fusion=combined,
         pairs=material.pairs if material else (),
         keep=keep,

@@ -120,7 +120,7 @@ def test_several_tuned_models_must_match(lab, tmp_path):
         check_together([fresh, low])
     shutil.rmtree(tmp_path / "changed")
     scaled = task_vector(changed(lab, tmp_path, "tuned", {"lora_alpha": 16}), base)
-    with pytest.raises(InputError, match="scale their factors differently"):
+    with pytest.raises(InputError, match="do not mean the same: they differ in lora_alpha"):
         check_together([fresh, scaled])
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+
 import peft
 import pytest
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
 
 import resafe
-from resafe.checkpoints import inject_adapter, load_model, open_checkpoint
-from resafe.deltas import MergedVector, merged_model, task_vector
+from resafe.checkpoints import inject_adapter, load_model, open_checkpoint, save_model
+from resafe.deltas import MergedVector, check_together, merged_model, task_vector, task_vectors
 from resafe.deltas.lora import factor_pairs, is_plain
 from resafe.engine.sources import AdapterSource
 from resafe.errors import InputError
+from resafe.evals.shared_base import SharedBase
 from resafe.fusion import Fusion
 from resafe.masks import Mask, MaskSettings, install_masks
 from resafe.masks.modules import MaskedLora
@@ -259,6 +263,14 @@ def test_the_merged_model_is_made_once(bases, tmp_path, monkeypatch):
     assert merged_model(open_checkpoint(tuned.reference, cache=base.cache)).digest == found.digest
 
 
+@pytest.mark.parametrize("kind", ["both tied", "tokens", "tied embedding", "tied head saved"])
+def test_a_merged_model_is_saved_as_tied_as_it_is(bases, tmp_path, kind):
+    tuned, wanted = tuned_on(bases["tied"], tmp_path / "tuned", OWN[kind][1])
+    saved = open_checkpoint(save_model(tmp_path / "out", load_model(tuned), tuned, ""))
+    close(logits(load_model(saved)), logits(wanted))
+    assert ("lm_head.weight" in saved.tensors) == (kind in ("tied embedding", "tied head saved"))
+
+
 @pytest.mark.parametrize("kind", ["tied head saved", "tied embedding"])
 def test_a_tied_model_has_no_place_for_two_vocabularies(bases, tmp_path, kind):
     base, config = bases["tied"], OWN[kind][1]
@@ -286,12 +298,128 @@ def test_what_no_mask_can_be_over(bases, tmp_path, kind):
     for space in ("auto", "weights"):
         with pytest.raises(InputError, match=words):
             _ = task_vector(tuned, base, space).names
+    if kind == "prompt tuning":
+        with pytest.raises(InputError, match=words):
+            SharedBase(base, dtype="float32").model(tuned)
 
 
 def test_repeated_layers_are_merged_apart(bases, tmp_path):
     """A layer and its repetition have one weight and two adapters."""
     tuned, wanted = tuned_on(bases["llama"], tmp_path / "tuned", lora(layer_replication=[[0, 2], [0, 2]]))
     close(logits(load_model(tuned)), logits(wanted))
+
+
+@pytest.mark.parametrize("kind", ["all biases", "tied embedding", "both tied", "tokens", "OLoRA", "repeated layers"])
+def test_on_a_base_that_stays_loaded(bases, tmp_path, kind):
+    """Evaluations merge one adapter after another into one base: tied weights part, biases are loaded in place."""
+    base, config = {**OWN, **MERGED, "repeated layers": ("llama", REFUSED["repeated layers"][0])}[kind]
+    tuned, wanted = tuned_on(bases[base], tmp_path / "tuned", config)
+    shared = SharedBase(bases[base], dtype="float32")
+    before = logits(shared.model(bases[base]))
+    close(logits(shared.model(tuned)), logits(wanted))
+    assert torch.equal(logits(shared.model(bases[base])), before)
+    plain = shared.model(bases[base])
+    assert vars(plain.config) == vars(load_model(bases[base]).config)
+    assert (plain.get_input_embeddings().weight is plain.get_output_embeddings().weight) == (base != "llama")
+
+
+UNLIKE = {
+    "scale": (of("LoHa", r=4, alpha=8), of("LoHa", r=4, alpha=16), "alpha"),
+    "places": (of("FourierFT", n_frequency=40), of("FourierFT", n_frequency=40, random_loc_seed=2), "random_loc_seed"),
+    "projections": (of("Vera", r=4), of("Vera", r=4, projection_prng_key=1), "projection_prng_key"),
+    "tokens": (lora(trainable_token_indices=[5, 6]), lora(trainable_token_indices=[7, 6]), "trainable_token_indices"),
+}
+
+
+@pytest.mark.parametrize("kind", UNLIKE)
+def test_tensors_that_mean_something_else(bases, tmp_path, kind):
+    """Of one name and shape, and yet no difference of theirs is a change, nor a sum a fusion."""
+    base, (*configs, field) = bases["llama"], UNLIKE[kind]
+    one, two = (tuned_on(base, tmp_path / str(place), config)[0] for place, config in enumerate(configs))
+    with pytest.raises(InputError, match=f"{field} is .* in the aligned and .* in the tuned"):
+        task_vector(two, one)
+    with pytest.raises(InputError, match=f"they differ in {field}") as error:
+        check_together(task_vectors([one, two], base))
+    assert "space: weights" in error.value.hint
+    check_together(task_vectors([one, two], base, "weights"))
+
+
+@pytest.mark.parametrize("space", ["auto", "weights"])
+def test_kinds_together(bases, tmp_path, space):
+    """Plain LoRA beside an adapter that only PEFT can merge: both as their merged models' weights."""
+    base = bases["llama"]
+    kinds = {"plain": lora(), "PiSSA": lora(init_lora_weights="pissa")}
+    tuned = [tuned_on(base, tmp_path / name, config)[0] for name, config in kinds.items()]
+    problem = Problem(task_vectors(tuned, base, space), Fusion("average"))
+    found, plain, ends = problem.masked(lambda name: 1.0), load_model(base).state_dict(), []
+    for one in tuned:
+        ends.append(load_model(one).state_dict())
+    for name in problem.names:
+        close(found(name), plain[name] + sum(end[name] - plain[name] for end in ends) / 2, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_base_with_tensors_that_are_not_loaded(bases, tmp_path, name):
+    """Files on the hub hold GPT-2's attention masks, and old LLaMAs' frequencies."""
+    spare = {"llama": "model.layers.0.self_attn.rotary_emb.inv_freq", "gpt2": "h.0.attn.bias"}[name]
+    shutil.copytree(bases[name].path, tmp_path / "base")
+    tensors = {key.removeprefix("transformer."): bases[name].read(key) for key in bases[name].tensors}
+    save_file(tensors | {spare: torch.ones(2)}, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    base = open_checkpoint(tmp_path / "base", cache=bases[name].cache)
+    targets = {"llama": {}, "gpt2": {"target_modules": ["c_attn"], "fan_in_fan_out": True}}[name]
+    tuned, wanted = tuned_on(base, tmp_path / "tuned", lora(init_lora_weights="pissa", **targets))
+    vector = task_vector(tuned, base)
+    model, values = check_reads_as(base, vector, logits(wanted), logits(load_model(base)))
+    assert not check_written(base, vector, tuned, tmp_path / "out", model, values)
+    assert torch.equal(open_checkpoint(tmp_path / "out").read(spare), torch.ones(2))
+
+
+def test_an_untied_head_that_equals_the_embedding(bases, tmp_path):
+    """It stays untied when an adapter is merged: files of a model that is not tied hold both."""
+    shutil.copytree(bases["llama"].path, tmp_path / "base")
+    tensors = {key: bases["llama"].read(key) for key in bases["llama"].tensors}
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    base = open_checkpoint(tmp_path / "base", cache=bases["llama"].cache)
+    tuned, wanted = tuned_on(base, tmp_path / "tuned", lora(init_lora_weights="pissa"))
+    assert "lm_head.weight" in merged_model(tuned).tensors
+    check_reads_as(base, task_vector(tuned, base), logits(wanted), logits(load_model(base)))
+
+
+def test_who_merges_second_leaves_the_first_ones_files(bases, tmp_path, monkeypatch):
+    """Another process may be reading them."""
+    base = bases["llama"]
+    tuned, _ = tuned_on(base, tmp_path / "tuned", of("HRA"), seed=13)
+
+    def slower(adapter, **more):
+        model = load_model(adapter, **more)
+        monkeypatch.setattr("resafe.deltas.merged.load_model", load_model)
+        states.append(merged_model(tuned).files[0].stat().st_ino)  # the other process
+        return model
+
+    states = []
+    monkeypatch.setattr("resafe.deltas.merged.load_model", slower)
+    assert merged_model(tuned).files[0].stat().st_ino == states[0]
+
+
+@pytest.mark.parametrize("kind", ["bias of B", "blocks", "DoRA"])
+def test_ranks_that_are_no_factors(bases, tmp_path, kind):
+    base, config = bases[OWN[kind][0]], OWN[kind][1]
+    tuned, _ = tuned_on(base, tmp_path / "tuned", config)
+    with pytest.raises(InputError, match="granularity 'rank'"):
+        masked(base, [task_vector(tuned, base)], granularity="rank")
+
+
+NOT_FUSED = ["DoRA of Conv1D", "DoRA of the embedding", "tied head saved", "embedding", "tokens", "blocks", "LoHa"]
+
+
+@pytest.mark.parametrize("kind", [*NOT_FUSED, "repeated layers"])
+def test_what_fusions_do_not_form(bases, tmp_path, kind):
+    kinds = {**OWN, **MERGED, "repeated layers": ("llama", lora(layer_replication=[[0, 1], [0, 1]]))}
+    base, config = bases[kinds[kind][0]], kinds[kind][1]
+    tuned, _ = tuned_on(base, tmp_path / "tuned", config)
+    with pytest.raises(InputError, match="cannot be fused|would be both"):
+        AdapterSource(tuned, base, {})
 
 
 @pytest.mark.parametrize("kind", ["DoRA", "experts", "PiSSA"])

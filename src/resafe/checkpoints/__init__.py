@@ -16,7 +16,7 @@ from resafe.checkpoints.compare import check_same_shapes, tied_copies
 from resafe.checkpoints.gguf import convert_gguf
 from resafe.checkpoints.hashing import cached_digest
 from resafe.checkpoints.header import TensorInfo, read_header
-from resafe.checkpoints.loading import inject_adapter, load_model, load_tokenizer, quiet
+from resafe.checkpoints.loading import inject_adapter, load_model, load_tokenizer, merged_adapter, quiet
 from resafe.checkpoints.pieces import Pieces, parameter_pieces
 from resafe.checkpoints.precision import Precision, resolve_dtype
 from resafe.checkpoints.reader import Checkpoint, known_digest, open_checkpoint
@@ -53,6 +53,7 @@ __all__ = [
     "known_digest",
     "load_model",
     "load_tokenizer",
+    "merged_adapter",
     "open_checkpoint",
     "open_prefix",
     "parameter_pieces",

@@ -136,7 +136,8 @@ def check_layers(adapter: Checkpoint) -> None:
     if adapter.config.get("layer_replication"):
         raise InputError(
             f"{adapter.reference} repeats layers of its base (layer_replication), which has no model of as many layers",
-            "give the aligned adapter that it continues, or save the model with its repeated layers and tune on that",
+            "take its own tensors beside those of the aligned adapter that it continues (space: factors), or save the "
+            "model with its repeated layers and tune on that",
         )
 
 

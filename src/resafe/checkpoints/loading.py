@@ -174,22 +174,32 @@ def _with_adapter(model: Any, adapter: Checkpoint, merge: bool) -> Any:
 
     try:
         wrapped: Any = PeftModel.from_pretrained(model, str(adapter.downloaded()))
-        if not merge:
-            return wrapped
-        if wrapped.active_peft_config.is_prompt_learning:
-            raise InputError(
-                f"{adapter.reference}: {wrapped.peft_type.value} puts tokens before the prompt and changes no layer: "
-                "no weights are those of the tuned model",
-                "tune an adapter of layers, for example LoRA",
-            )
-        _part_ties(model)
-        merged = wrapped.merge_and_unload()
-        embedding, head = merged.get_input_embeddings(), merged.get_output_embeddings()
-        if head is not None and torch.equal(head.weight, embedding.weight):
-            head.weight = embedding.weight  # the adapters were tied, too
-        return merged
+        return merged_adapter(wrapped, adapter) if merge else wrapped
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
         raise _unloadable(adapter.path, error) from error
+
+
+def merged_adapter(wrapped: Any, adapter: Checkpoint) -> Any:
+    """The base of a PEFT model with its adapter merged into it, in place; what is tied stays so while it is equal.
+
+    Raises:
+        InputError: The adapter puts tokens before the prompt, in place of changing layers.
+    """
+    if wrapped.active_peft_config.is_prompt_learning:
+        raise InputError(
+            f"{adapter.reference}: {wrapped.peft_type.value} puts tokens before the prompt and changes no layer: "
+            "no weights are those of the tuned model",
+            "tune an adapter of layers, for example LoRA",
+        )
+    tied = wrapped.get_base_model().config.get_text_config().tie_word_embeddings
+    _part_ties(wrapped)
+    merged = wrapped.merge_and_unload()
+    embedding, head = merged.get_input_embeddings(), merged.get_output_embeddings()
+    if tied and head is not None and torch.equal(head.weight, embedding.weight):
+        head.weight = embedding.weight  # the adapters were tied, too
+        for config in (merged.config, merged.config.get_text_config()):
+            config.tie_word_embeddings = True  # PEFT has unset it, and files that name no output layer would not load
+    return merged
 
 
 def _part_ties(model: Any) -> None:

@@ -93,6 +93,8 @@ def save_model(
     like: Checkpoint,
     card: str,
     max_shard_size: int | str = "5GB",
+    *,
+    keep_existing: bool = False,
 ) -> Path:
     """Writes a full model: weights (sharded beyond `max_shard_size`), configuration, tokenizer, chat template, card.
 
@@ -103,6 +105,7 @@ def save_model(
             configuration is; an adapter stands for its base where it has no file of its own.
         card: The text of README.md.
         max_shard_size: Bytes of a shard at most, or a text such as "5GB"; a larger tensor gets a shard of its own.
+        keep_existing: Where another process has written `out` meanwhile, keep that (see `staged`).
 
     Returns:
         `out`.
@@ -119,7 +122,7 @@ def save_model(
     if isinstance(model, Mapping):
         stored = _storable(model, set(source.tensors))
         ensure_space(out, _nbytes(stored))
-        with staged(out) as stage:
+        with staged(out, keep_existing=keep_existing) as stage:
             _write_shards(stage, stored, shard_bytes)
             write_json(stage / "config.json", _with_dtype(source.config, stored))
             _finish(stage, like, source, card)
@@ -129,7 +132,7 @@ def save_model(
             "the model still carries an adapter", "load it with merge=True, or write the adapter by save_adapter"
         )
     ensure_space(out, _nbytes(model.state_dict()))
-    with staged(out) as stage:
+    with staged(out, keep_existing=keep_existing) as stage:
         with quiet():
             model.save_pretrained(stage, max_shard_size=shard_bytes)
         _finish(stage, like, source, card)

@@ -4,7 +4,7 @@ from resafe.deltas.base import TaskVector
 from resafe.deltas.full import DifferenceVector
 from resafe.deltas.lora import LoraProductVector
 from resafe.deltas.merged import MergedVector, merged_model
-from resafe.deltas.pick import Space, check_together, origins, stored_copies, task_vector
+from resafe.deltas.pick import Space, check_together, origins, stored_copies, task_vector, task_vectors
 
 __all__ = [
     "DifferenceVector",
@@ -17,4 +17,5 @@ __all__ = [
     "origins",
     "stored_copies",
     "task_vector",
+    "task_vectors",
 ]

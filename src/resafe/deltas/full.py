@@ -104,6 +104,23 @@ def _tied_in_adapter(adapter: Checkpoint) -> dict[str, str]:
     return found
 
 
+_MEANT = (
+    "r", "use_rslora", "rank_pattern", "alpha_pattern", "layer_replication", "use_bdlora", "scaling", "coft", "eps",
+    "use_cayley_neumann", "topk", "apply_GS", "sparse", "very_sparse", "wavelet_family", "token_indices",
+    "trainable_token_indices",
+)  # fmt: skip
+_MEANT_ENDINGS = ("alpha", "_seed", "_key")
+
+
+def different_settings(one: Checkpoint, two: Checkpoint) -> list[str]:
+    """Fields of two adapters' configurations that give the same tensors another meaning, where they differ, sorted.
+
+    Scales, the seeds of what is drawn as an adapter is made (VeRA's projections, FourierFT's places), trained tokens.
+    """
+    fields = {field for field in {*one.config, *two.config} if field in _MEANT or field.endswith(_MEANT_ENDINGS)}
+    return sorted(field for field in fields if (one.config.get(field) or None) != (two.config.get(field) or None))
+
+
 def _check_same_factors(aligned: Checkpoint, tuned: Checkpoint) -> None:
     """Two adapters can be differenced factor by factor only if the tuned one continued the aligned one."""
     problems = [f"{name} is only in one of them" for name in sorted(set(aligned.tensors) ^ set(tuned.tensors))]
@@ -111,11 +128,10 @@ def _check_same_factors(aligned: Checkpoint, tuned: Checkpoint) -> None:
         shapes = tuple(aligned.tensors[name].shape), tuple(tuned.tensors[name].shape)
         if shapes[0] != shapes[1]:
             problems.append(f"{name} has shape {shapes[0]} in the aligned and {shapes[1]} in the tuned adapter")
-    for field in ("lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "layer_replication"):
-        if (aligned.config.get(field) or None) != (tuned.config.get(field) or None):
-            problems.append(
-                f"{field} is {aligned.config.get(field)} in the aligned and {tuned.config.get(field)} in the tuned"
-            )
+    problems += [
+        f"{field} is {aligned.config.get(field)} in the aligned and {tuned.config.get(field)} in the tuned"
+        for field in different_settings(aligned, tuned)
+    ]
     starts = [rewriting_start(one.config) for one in (aligned, tuned)]
     if starts[0] != starts[1]:
         problems.append(f"init_lora_weights is {starts[0]} in the aligned and {starts[1]} in the tuned")

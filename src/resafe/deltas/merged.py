@@ -19,7 +19,7 @@ from resafe.checkpoints import (
     save_model,
     tied_copies,
 )
-from resafe.errors import InputError, listed
+from resafe.errors import InputError
 from resafe.provenance import digest_value, versions
 
 _LIBRARIES = ("peft", "torch", "transformers")
@@ -38,7 +38,8 @@ def merged_model(adapter: Checkpoint) -> Checkpoint:
     if not (folder / "config.json").is_file():  # the directory appears whole, by one rename
         model = load_model(adapter, dtype="float32")
         _check_ties(model, adapter)
-        save_model(folder, model, adapter, f"# {adapter.reference}\n\nMerged by resafe, which can make it again.\n")  # type: ignore[arg-type]
+        card = f"# {adapter.reference}\n\nMerged by resafe, which can make it again.\n"
+        save_model(folder, model, adapter, card, keep_existing=True)  # type: ignore[arg-type]  # others may read it
     return open_checkpoint(folder, cache=adapter.cache)
 
 
@@ -82,7 +83,10 @@ class MergedVector:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Names, as in the base's files, of all its weights without copies, sorted."""
+        """Names, as in the base's files, of all its weights without copies, sorted.
+
+        Without what transformers leaves aside as it loads the model, too: masks of attention, frequencies.
+        """
         return tuple(sorted(self._new[1]))
 
     @cached_property
@@ -127,10 +131,11 @@ class MergedVector:
                     f"{adapter.reference}: merged, its {name} {where} {self.model.reference}",
                     "take the adapter's own tensors (space: factors)",
                 )
+            if own in stored:
+                raise InputError(
+                    f"{adapter.reference}: merged, its {name} and {stored[own]} are both {own} in "
+                    f"{self.model.reference}",
+                    "take the adapter's own tensors (space: factors)",
+                )
             stored[own] = name
-        if missing := sorted(set(self.model.tensors) - set(stored) - set(tied_copies(self.model))):
-            raise InputError(
-                f"{adapter.reference}: merged, it lacks tensors of {self.model.reference}:\n  {listed(missing)}",
-                "take the adapter's own tensors (space: factors)",
-            )
         return merged, stored

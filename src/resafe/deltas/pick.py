@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from resafe.checkpoints import Checkpoint
 from resafe.deltas.base import TaskVector
 from resafe.deltas.fresh import FreshAdapter
-from resafe.deltas.full import DifferenceVector
+from resafe.deltas.full import DifferenceVector, different_settings
 from resafe.deltas.lora import LoraProductVector, is_plain
 from resafe.deltas.merged import MergedVector
 from resafe.errors import InputError
@@ -58,6 +58,22 @@ def task_vector(tuned: Checkpoint, aligned: Checkpoint, space: Space = "auto") -
     return LoraProductVector(tuned, safe, model) if plain else MergedVector(tuned, safe, model)
 
 
+def task_vectors(tuned: Sequence[Checkpoint], aligned: Checkpoint, space: Space = "auto") -> list[TaskVector]:
+    """`task_vector` of several tuned models that are to be combined; reads headers only.
+
+    Where one of several adapters can only be taken as its weights all are, so that they cover the same tensors.
+    """
+    vectors = [task_vector(one, aligned, space) for one in tuned]
+    if space == "auto" and any(isinstance(vector, LoraProductVector | MergedVector) for vector in vectors):
+        vectors = [task_vector(one, aligned, "weights") for one in tuned]
+    if not any(isinstance(vector, MergedVector) for vector in vectors):
+        return vectors
+    return [
+        MergedVector(vector.tuned, vector.safe, vector.model) if isinstance(vector, LoraProductVector) else vector
+        for vector in vectors
+    ]
+
+
 def origins(vector: TaskVector) -> tuple[Checkpoint | None, Checkpoint | None]:
     """The aligned and the tuned checkpoint of a task vector; None for what it does not know."""
     if isinstance(vector, LoraProductVector | MergedVector):
@@ -76,7 +92,8 @@ def check_together(vectors: Sequence[TaskVector]) -> None:
     """Checks that task vectors can be combined tensor by tensor; reads headers only.
 
     Raises:
-        InputError: They cover different tensors, differ in shapes, or are factors of adapters that scale differently.
+        InputError: They cover different tensors, differ in shapes, or are of adapters whose settings differ in what
+            the tensors mean, as in their scale.
     """
     for first, vector in ((vectors[0], other) for other in vectors[1:]):
         if only := sorted(set(first.names) ^ set(vector.names)):
@@ -89,14 +106,10 @@ def check_together(vectors: Sequence[TaskVector]) -> None:
                     f"the tuned models differ in {name}: {first.shape(name)} and {vector.shape(name)}",
                     "tune them with the same rank, or combine them in the weights (space: weights)",
                 )
-        if _scalings(first) != _scalings(vector):
+        if first.adapter is None or vector.adapter is None:
+            continue  # the weights themselves
+        if unlike := different_settings(first.adapter, vector.adapter):
             raise InputError(
-                "the tuned adapters scale their factors differently (lora_alpha)",
+                f"the tuned adapters' tensors do not mean the same: they differ in {', '.join(unlike)}",
                 "tune them with the same settings, or combine them in the weights (space: weights)",
             )
-
-
-def _scalings(vector: TaskVector) -> list[object]:
-    """What decides the factor s of an adapter's s · B A; nothing for tensors that are the weights themselves."""
-    fields = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
-    return [] if vector.adapter is None else [vector.adapter.config.get(field) or None for field in fields]

@@ -29,10 +29,17 @@ from resafe.checkpoints import (
     check_additive,
 )
 from resafe.checkpoints.adapter import EXPERTS, over_experts
+from resafe.checkpoints.compare import is_vocabulary
 from resafe.deltas.lora import scaling
 from resafe.errors import InputError
 
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+_FORMED = {"lora_A", "lora_B", "lora_magnitude_vector", "weight", "bias"}
+"""What an adapter's tensors may be for its change to be formed row by row."""
+
+_UNFORMED = ("use_bdlora", "layer_replication")
+"""Settings with which factors of these names are something else."""
+
 SCALE_SUFFIXES = ("_scale_inv", "_scale")
 """Names of the scales that belong to an FP8 tensor, after the tensor's own name: stored value × scale is the weight."""
 
@@ -210,16 +217,24 @@ class AdapterSource:
 
     def __post_init__(self) -> None:
         check_additive(self.checkpoint)
-        unknown = {
-            role
-            for parts in self._parts.values()
-            for role in parts
-            if role not in ("lora_A", "lora_B", "lora_magnitude_vector", "weight", "bias", "whole")
-        }
-        if unknown or str(self.checkpoint.config.get("peft_type", "LORA")).upper() != "LORA":
-            kind = ", ".join(sorted(unknown)) or self.checkpoint.config.get("peft_type")
+        config, names = self.checkpoint.config, list(self.checkpoint.tensors)
+        kind = str(config.get("peft_type", "LORA"))
+        found = {role for module in adapter_modules(names).values() for role in module.parts} - _FORMED
+        found |= {field for field in _UNFORMED if config.get(field)}
+        if self._turned and any("lora_magnitude_vector" in name for name in names):
+            found.add("DoRA of transposed weights (fan_in_fan_out)")
+        if found or kind.upper() != "LORA":
+            what = kind if kind.upper() != "LORA" else ", ".join(sorted(found))
             raise InputError(
-                f"{self.checkpoint.reference}: {kind} cannot be fused", "merge the adapter into its model first"
+                f"{self.checkpoint.reference}: {what} cannot be fused",
+                "merge the adapter into its model (merge_and_unload of PEFT) and give the merged model",
+            )
+        tied = [name for name in self._parts if is_vocabulary(name)]
+        if tied and self.base.config.get("tie_word_embeddings") and not config.get("ensure_weight_tying"):
+            raise InputError(
+                f"{self.checkpoint.reference} changes one of the embedding and the output layer, which its base has "
+                f"tied: a fused {tied[0]} would be both",
+                "tune both alike (ensure_weight_tying of PEFT), or untie the base first",
             )
 
     @cached_property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from resafe.checkpoints import Checkpoint, Precision, check_loads, load_model, quiet, rewriting_start
+from resafe.checkpoints import Checkpoint, Precision, check_loads, load_model, merged_adapter, quiet, rewriting_start
 from resafe.errors import InputError
 
 
@@ -25,7 +25,8 @@ class SharedBase:
         self.base, self._dtype, self._device = base, dtype, device
         self._model: Any = None
         self._modules: dict[str, Any] = {}
-        self._weights: dict[str, Any] = {}
+        self._weights: dict[str, tuple[Any, Any]] = {}
+        self._config: dict[str, Any] = {}
         self.loads = 0
 
     def model(self, checkpoint: Checkpoint) -> Any:
@@ -40,7 +41,9 @@ class SharedBase:
         if self._model is None:
             self._model = load_model(self.base, dtype=self._dtype, device=self._device)
             self._modules = dict(self._model.named_modules())
-            self._weights = {name: weight.data for name, weight in self._model.named_parameters()}
+            every = self._model.named_parameters(remove_duplicate=False)  # merging parts those that are tied
+            self._weights = {name: (weight, weight.data) for name, weight in every}
+            self._config = dict(vars(self._model.config))
             self.loads += 1
         self._restore()
         if checkpoint.kind == "adapter":
@@ -58,9 +61,10 @@ class SharedBase:
         if adapter.base is None or adapter.base.path != self.base.path:
             raise InputError(f"{adapter.reference}: does not sit on {self.base.reference}", "give it with its base")
         check_loads(adapter)
-        if rewriting_start(adapter.config):  # PEFT rewrites the weights of some starts in place
-            for weight in self._model.parameters():
-                weight.data = weight.data.clone()
+        rewritten = rewriting_start(adapter.config) is not None  # in place, and so are trained biases loaded
+        for name, (weight, data) in self._weights.items():
+            if rewritten or name.endswith("bias"):
+                weight.data = data.clone()
         with quiet():
             try:
                 wrapped: Any = PeftModel.from_pretrained(self._model, str(adapter.downloaded()))
@@ -68,7 +72,7 @@ class SharedBase:
                     if isinstance(module, BaseTunerLayer):
                         for weight in module.get_base_layer().parameters():
                             weight.data = weight.data.clone()  # merged into; the base's own stays as it is
-                self._model = wrapped.merge_and_unload()
+                self._model = merged_adapter(wrapped, adapter)
             except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 self.release()  # half changed
@@ -77,10 +81,13 @@ class SharedBase:
                 ) from error
 
     def _restore(self) -> None:
-        """Puts the base's own modules and weights back."""
+        """Puts the base's own modules, weights and configuration back."""
+        vars(self._model.config).update(self._config)  # whether it is tied, how many layers it has
         for name, module in self._modules.items():
             parent, _, last = name.rpartition(".")
             if name and getattr(self._modules[parent], last, None) is not module:
                 setattr(self._modules[parent], last, module)
-        for name, weight in self._model.named_parameters():
-            weight.data = self._weights[name]
+        for name, (weight, data) in self._weights.items():
+            owner, _, leaf = name.rpartition(".")
+            setattr(self._modules[owner], leaf, weight)
+            weight.data = data

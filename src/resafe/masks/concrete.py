@@ -96,7 +96,7 @@ def logits_shape(name: str, shape: tuple[int, ...], settings: MaskSettings) -> t
     if granularity == "head":
         return _heads(name, shape, settings.head_size)
     side = _FACTOR.search(name)
-    if side is None:
+    if side is None or len(shape) < 2:  # a bias of B has a factor's name
         raise InputError(
             f"granularity 'rank' needs LoRA factors, and '{name}' is none", "use entry, row, column or tensor"
         )

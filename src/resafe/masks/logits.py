@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from resafe.errors import InputError
 from resafe.masks.concrete import MaskSettings, form_mask, logits_key, logits_shape, noise_for, oriented, rescaled
 from resafe.masks.format import Mask
 from resafe.masks.fused import Kernels
@@ -134,6 +135,12 @@ class MaskLogits(nn.Module):
             key = self.key(name, task)
             if key not in self.values:
                 self._hold(key, nn.Parameter(torch.full(wanted, float(self.settings.initial))))
+            if tuple(self.values[key].shape) != wanted:  # BD-LoRA's blocks
+                raise InputError(
+                    f"granularity '{self.settings.granularity}': '{name}' of shape {shape} does not have the ranks of "
+                    "the factor that it goes with",
+                    "use entry, row, column or tensor",
+                )
             self.entries[key] = self.entries.get(key, 0) + math.prod(shape)
             found.append(self.values[key])
         return found

@@ -53,8 +53,13 @@ def further_training(
     if shares is not None and loss == "dpo":
         raise InputError("shares are of the examples of SFT; DPO draws from all pairs", "leave them out")
     vector = problem.vectors[0]
-    if len(problem.vectors) != 1 or not isinstance(vector, DifferenceVector):
-        raise InputError("further_training continues one tuned model", "give one, opened as a checkpoint")
+    if len(problem.vectors) != 1:
+        raise InputError("further_training continues one tuned model", "give one")
+    if not isinstance(vector, DifferenceVector):
+        raise InputError(
+            "further_training continues a full model, or an adapter in its own tensors, and these are its weights",
+            "leave space at auto; an adapter that only PEFT can merge: give its merged model (merge_and_unload)",
+        )
     if problem.work is None:
         raise InputError("further_training needs a directory to work in", "call it through a recipe")
     source = problem.models()

@@ -9,7 +9,7 @@ from typing import Any
 
 from resafe.checkpoints import Checkpoint, open_checkpoint
 from resafe.data.items import Example
-from resafe.deltas import task_vector
+from resafe.deltas import task_vectors
 from resafe.errors import InputError
 from resafe.evals import generate, refusal, score_answer
 from resafe.evals.refusal import rules_digest
@@ -114,7 +114,7 @@ def _validation_digest(context: Context, tasks: list[str]) -> str:
 
 def _problem(context: Context, part: RealignPart, aligned: Stage, tuned: dict[str, Stage], path: Path) -> Problem:
     safe = context.open_stage(aligned)
-    vectors = [task_vector(context.open_stage(tuned[task]), safe) for task in part.tuned]
+    vectors = task_vectors([context.open_stage(tuned[task]) for task in part.tuned], safe)
     keep: list[Example] = []
     keep_of: list[int] = []
     for place, task in enumerate(part.tuned):  # a few examples of the task itself; the attack's rows are not among them
