@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -38,7 +39,7 @@ import torch
 from common import alternate, base_model, finish, random_adapter, random_model, ratio
 from published import install_published, published_step
 
-from resafe.allocator import give_back_memory
+from resafe.allocator import LARGE, freed_memory_kept, give_back_memory
 from resafe.checkpoints import load_model, load_tokenizer, open_checkpoint
 from resafe.data.arithmetic import arithmetic
 from resafe.data.embedded import harmful_rows, harmless_rows
@@ -235,10 +236,11 @@ def peak_of(kind: str, running: EngineSettings, folder: Path) -> None:
         step = partial(published_step, policy, reference, batch, rejected, pad_id, adam)
     else:
         step = partial(trainer(base, vector, items, pad_id, settings, MaskSettings(), running).step, 0)
-    step()
-    from_here()
-    step(), step()
-    print(highest(), 4 * entries, entries)
+    with freed_memory_kept(LARGE) if kind == "masked" else nullcontext():  # as training does
+        step()
+        from_here()
+        step(), step()
+        print(highest(), 4 * entries, entries)
 
 
 def memory(folder: Path, quick: bool = False) -> dict[str, float]:
@@ -290,11 +292,12 @@ def main() -> None:
         folder = Path(place)
         safe, tuned = (random_adapter(folder / name, base, seed) for seed, name in enumerate(("safe", "tuned"), 1))
         parts = asked.only.split(",")
-        if "ratio" in parts:
-            whole = None if asked.quick else random_model(folder / "whole", base, 3)
-            figures |= step_ratios(base, safe, tuned, whole, rounds, asked.relaxed)
-        if "published" in parts:
-            figures |= speedups(base, safe, tuned, rounds, 2 if asked.quick else PAIRS)
+        with freed_memory_kept(LARGE):  # as training does; plain steps and the published loop have it, too
+            if "ratio" in parts:
+                whole = None if asked.quick else random_model(folder / "whole", base, 3)
+                figures |= step_ratios(base, safe, tuned, whole, rounds, asked.relaxed)
+            if "published" in parts:
+                figures |= speedups(base, safe, tuned, rounds, 2 if asked.quick else PAIRS)
         if "memory" in parts:
             figures |= memory(folder, asked.quick)
     finish(figures)

@@ -11,6 +11,8 @@ from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _KEPT = 1 << 25  # the largest threshold that glibc moves to by itself
+LARGE = 1 << 30
+"""More than any tensor of a model that a CPU trains: weights that a step forms anew need no new pages then."""
 
 
 def give_back_memory() -> None:
@@ -22,20 +24,28 @@ def give_back_memory() -> None:
 
 
 @contextmanager
-def freed_memory_kept() -> Iterator[None]:
-    """Inside it buffers of up to 32 MiB that are freed stay with the process for the next ones; then they go back.
+def freed_memory_kept(largest: int = _KEPT) -> Iterator[None]:
+    """Inside it buffers that are freed stay with the process for the next ones; then they go back.
 
     By default a thread that frees a few small tensors returns their pages to the system and has them zeroed again for
-    the next ones. glibc raises its thresholds to these values by itself once a buffer of 32 MiB was freed, and they
-    stay raised.
+    the next ones, and every tensor above 32 MiB has pages of its own. glibc raises its thresholds to 32 and 64 MiB by
+    itself once a buffer of 32 MiB was freed, and they stay raised.
+
+    Args:
+        largest: Bytes of a buffer that is kept at most, below 2 GiB.
     """
     set_option = _function("mallopt")
-    if set_option is not None:
-        set_option(_M_MMAP_THRESHOLD, _KEPT)
-        set_option(_M_TRIM_THRESHOLD, 2 * _KEPT)
+
+    def keep(size: int) -> None:
+        if set_option is not None:
+            set_option(_M_MMAP_THRESHOLD, size)
+            set_option(_M_TRIM_THRESHOLD, 2 * size - 1)  # an int holds it
+
+    keep(largest)
     try:
         yield
     finally:
+        keep(_KEPT)
         give_back_memory()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resafe.allocator import LARGE, freed_memory_kept
 from resafe.errors import InputError, ResafeError
 from resafe.masks.batches import Batches, Item
 from resafe.masks.budget import LayerBudget, budget_of, hold_budget
@@ -258,6 +259,7 @@ class MaskTrainer:
             self._teachers.keep(taught, self.references, self.models)
         return self._teachers
 
+    @freed_memory_kept(LARGE)
     def run(self) -> dict[str, float]:
         """Trains from the last checkpoint, or from the start, to the last step; returns the last step's metrics."""
         start, metrics, last = self.resume(), {}, self.settings.steps
