@@ -32,7 +32,7 @@ def test_each_task_example_is_handed_on_with_its_tuned_model(monkeypatch: pytest
         material=SimpleNamespace(pairs=[]),
         reporter=SimpleNamespace(bar=lambda *names: None),
     )
-    monkeypatch.setattr(realign_stages, "task_vector", lambda tuned, aligned: (tuned, aligned))
+    monkeypatch.setattr(realign_stages, "task_vectors", lambda tuned, aligned: [(one, aligned) for one in tuned])
     monkeypatch.setattr(realign_stages, "Problem", SimpleNamespace)
     part = RealignPart(method="somf", tuned=["two", "one"])
     stages: Any = {"one": "tuned on one", "two": "tuned on two"}
