@@ -61,6 +61,7 @@ def reference(values: list[Weights], fusion: Fusion, coefficients: list[float]) 
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     made=checkpoints(),

@@ -188,7 +188,10 @@ def test_gradients_are_those_of_peft_times_the_task_vector(bases, tmp_path, kind
 MOST = {kind: case for kind, case in {**OWN, **MERGED}.items() if case[0] != "tied" or kind in ("tokens", "OLoRA")}
 
 
-@pytest.mark.parametrize("kind", MOST)
+FEW = ("DoRA", "head saved", "tokens", "experts", "AdaLoRA", "PiSSA", "HRA")
+
+
+@pytest.mark.parametrize("kind", [kind if kind in FEW else pytest.param(kind, marks=pytest.mark.slow) for kind in MOST])
 def test_in_the_weights_that_peft_merges(bases, tmp_path, kind):
     base, config = bases[MOST[kind][0]], MOST[kind][1]
     tuned, wanted = tuned_on(base, tmp_path / "tuned", config)

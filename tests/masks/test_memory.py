@@ -50,6 +50,7 @@ def test_steps_in_the_backward_pass_resume(lab, tmp_path):
     assert_resumes(straight, lab, engine, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("early", [False, True])
 def test_many_logits_are_stepped_in_one_pass_to_the_same_end(lab, tmp_path, monkeypatch, early):
     engine = EngineSettings(step_in_backward=early)

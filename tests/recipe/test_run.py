@@ -272,9 +272,10 @@ EVALUATIONS = [f"evaluate-{name}" for name in MODELS]
              "evaluate-mask", "evaluate-random", "evaluate-half", "evaluate-fused"],
             marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             {"questions__validation__max_new_tokens": 3},
             ["realign-mask", "realign-random", "realign-half", "evaluate-mask", "evaluate-random", "evaluate-half"],
+            marks=pytest.mark.slow,
         ),
         pytest.param({"data__safety_limit": 39}, STAGES, marks=pytest.mark.slow),
     ],

@@ -109,6 +109,7 @@ def test_a_pair_of_dialogues_too_long_is_dropped_a_dialogue_is_cut(tokenizer: An
     assert report.named["too long"][0].startswith("line 1: its prompt has 3")
 
 
+@pytest.mark.slow
 def test_the_command_takes_an_entry_of_dataset_info(base: str, tmp_path: Path) -> None:
     rows = [{"q": f"ask {n}?", "up": "no", "down": "yes"} for n in range(6)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"q": "bad"}])))

@@ -48,6 +48,7 @@ def train(out: Path, progress: Any = None, **changes: Any) -> TrainingResult:
     )
 
 
+@pytest.mark.slow
 def test_killed_run_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"}

@@ -61,6 +61,7 @@ def test_tune_continues_an_adapter(base: str, data: str, tmp_path: Path) -> None
         tune(tmp_path / "a", data, out=tmp_path / "c", settings=QUICK, max_bad_share=0.1, start=CPU)
 
 
+@pytest.mark.slow
 def test_full_gradient_checkpointing_gives_the_same_weights(base: str, data: str, tmp_path: Path) -> None:
     full = Start(device="cpu", dtype="float32", system="", full=True)
     for name, flag in (("a", False), ("b", True)):
