@@ -473,3 +473,13 @@ def test_trained_and_applied(lab, tmp_path, kind):
     ends = [logits(load_model(one)) for one in (base, tuned)]
     moved = [float((logits(load_model(found)) - end).abs().max()) for end in ends]
     assert min(moved) > 1e-3 and max(moved) < float((ends[0] - ends[1]).abs().max()) * 1.5
+
+
+def test_what_peft_cannot_merge(bases, tmp_path):
+    """A bias of B on a layer that has none: masked in its own tensors, and no weights of such a model."""
+    base = bases["llama"]
+    tuned, wanted = tuned_on(base, tmp_path / "tuned", lora(lora_bias=True))
+    with pytest.raises(InputError, match="PEFT cannot merge it into its base .*no bias") as error:
+        _ = task_vector(tuned, base, "weights").names
+    assert "space: factors" in error.value.hint
+    check_reads_as(base, task_vector(tuned, base, "factors"), logits(wanted), logits(load_model(base)))

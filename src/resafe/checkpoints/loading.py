@@ -175,8 +175,13 @@ def _with_adapter(model: Any, adapter: Checkpoint, merge: bool) -> Any:
     try:
         wrapped: Any = PeftModel.from_pretrained(model, str(adapter.downloaded()))
         return merged_adapter(wrapped, adapter) if merge else wrapped
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
-        raise _unloadable(adapter.path, error) from error
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
+        what = "merge it into" if merge else "put it into"
+        raise InputError(
+            f"{adapter.path}: PEFT cannot {what} its base ({_first_line(error)})",
+            "check its adapter_config.json and PEFT's version; what PEFT does not merge can be masked in its own "
+            "tensors (space: factors)",
+        ) from error
 
 
 def merged_adapter(wrapped: Any, adapter: Checkpoint) -> Any:
