@@ -94,6 +94,15 @@ def build(root: Path) -> Lab:
     return lab
 
 
+def saved_pair(model: Any, path: Path, *, base: float, tuned: float) -> tuple[Checkpoint, Checkpoint]:
+    """A model with all its parameters moved by noise of one size, and by noise of another from there, as checkpoints."""
+    for name, size in (("base", base), ("tuned", tuned)):
+        _disturb(model, "", size)
+        model.save_pretrained(path / name)
+    first, second = (open_checkpoint(path / name, cache=path / "cache") for name in ("base", "tuned"))
+    return first, second
+
+
 def _disturb(model: Any, part: str, size: float) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():

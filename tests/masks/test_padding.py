@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from resafe.checkpoints import load_model, open_checkpoint
+from resafe.checkpoints import load_model
 from resafe.deltas import task_vector
 from resafe.errors import InputError
 from resafe.masks import Encoded, MaskSettings, MaskTrainer, TrainSettings, answer_log_probabilities, install_masks
@@ -16,6 +16,7 @@ from resafe.masks.batches import Item
 from resafe.masks.losses import UNPADDED, answer_logits
 from resafe.masks.padding import check_padding
 from resafe.masks.processes import Processes
+from tests.tiny import saved_pair
 
 TEXTS = [
     Encoded((5, 9, 10), (20, 21, 22, 3)),
@@ -36,12 +37,7 @@ def masked(path, kind):
     """A model, and the same after a training of all weights, behind a mask of ones that learns; and the tuned one."""
     torch.manual_seed(0)
     model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**SIZES, **KINDS[kind]))
-    for name, size in (("base", 0.3), ("tuned", 0.05)):
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(size * torch.randn_like(parameter))
-        model.save_pretrained(path / name)
-    base, tuned = (open_checkpoint(path / name, cache=path / "cache") for name in ("base", "tuned"))
+    base, tuned = saved_pair(model, path, base=0.3, tuned=0.05)
     found, vector = load_model(base), task_vector(tuned, base)
     plan = MaskSettings(sampling="direct", initial=1.0)
     return (

@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers import LlamaForCausalLM
 
-from resafe.checkpoints import load_model, open_checkpoint
+from resafe.checkpoints import load_model
 from resafe.deltas import task_vector
 from resafe.masks import Encoded, MaskSettings, MaskTrainer, encode_items, install_masks
 from resafe.masks import teachers as teachers_module
@@ -18,7 +18,7 @@ from resafe.masks.teachers import state_logits
 from tests.evals.tiny import tiny_tokenizer
 from tests.masks.test_modules import masked
 from tests.masks.test_train import ITEMS, SHORT, KilledError, trainer
-from tests.tiny import KEEP, PAIRS
+from tests.tiny import KEEP, PAIRS, saved_pair
 
 DISTILL = replace(SHORT, loss="distill", removal_price=0.5)
 OWNED = encode_items(tiny_tokenizer(), None, PAIRS, KEEP, keep_of=[1, 0, 1])
@@ -115,12 +115,7 @@ def family(path, kind):
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(**{**SIZES, **KINDS[kind]})
     model = transformers.AutoModelForCausalLM.from_config(config)
-    for name, size in (("base", 0.2), ("tuned", 0.1)):
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(size * torch.randn_like(parameter))
-        model.save_pretrained(path / name)
-    base, tuned = (open_checkpoint(path / name, cache=path / "cache") for name in ("base", "tuned"))
+    base, tuned = saved_pair(model, path, base=0.2, tuned=0.1)
     found, vector = load_model(base), task_vector(tuned, base)
     plan = MaskSettings(initial=0.5)
     values = install_masks(found, [vector], plan, seed=0, combine=lambda n, d: d[0], linear=True)
