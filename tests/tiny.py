@@ -95,7 +95,7 @@ def build(root: Path) -> Lab:
 
 
 def saved_pair(model: Any, path: Path, *, base: float, tuned: float) -> tuple[Checkpoint, Checkpoint]:
-    """A model with all its parameters moved by noise of one size, and by noise of another from there, as checkpoints."""
+    """A model with all its parameters moved by noise of one size, and from there by noise of another; both saved."""
     for name, size in (("base", base), ("tuned", tuned)):
         _disturb(model, "", size)
         model.save_pretrained(path / name)
